@@ -1,0 +1,16 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from flasepformer.layers import DepthwiseConv
+
+
+@pytest.mark.parametrize("kernel_size", [3, 65])  # run as rows and as columns of an image
+@pytest.mark.parametrize(("n_frames", "stride"), [(1, 1), (50, 1), (50, 2), (51, 2)])
+def test_depthwise_conv_equals_a_grouped_conv1d(kernel_size, n_frames, stride):
+    conv = DepthwiseConv(6, kernel_size, stride)
+    plain = nn.Conv1d(6, 6, kernel_size, stride, kernel_size // 2, groups=6)
+    plain.load_state_dict(conv.state_dict())
+    x = torch.randn(2, n_frames, 6)
+    assert_close(conv(x), plain(x.mT).mT)
