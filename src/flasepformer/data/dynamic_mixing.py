@@ -1,0 +1,152 @@
+"""Dynamic mixing: mixtures of random talkers, drawn anew for every step of the training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flasepformer.data.speech_store import SpeechStore
+
+_N_DRAWS = 100  # of one example, before the whole set is held to be silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicMixingConfig:
+    """How mixtures are drawn."""
+
+    n_sources: int = 2
+    """Speakers in each mixture."""
+    segment_seconds: float = 4.0
+    """Length of every mixture."""
+    gain_range_db: tuple[float, float] = (-2.5, 2.5)
+    """Level of each source, about `level_db`."""
+    level_db: float = -26.0
+    """RMS level of a source at gain 0, against full scale."""
+    max_peak: float = 0.9
+    """A mixture above it is turned down as a whole."""
+    speed_range: tuple[float, float] = (0.95, 1.05)
+    """Playing speed of each source, in hundredths; above 1 is faster and higher."""
+    fill_probability: float = 0.9
+    """How often other utterances of the speaker follow one that is shorter than the segment."""
+    pause_seconds: tuple[float, float] = (0.05, 0.5)
+    """Silence between two utterances that follow each other."""
+    min_filled: float = 0.75
+    """Least share of the segment that a source covers, its pauses included; so two overlap in half of it."""
+    speaker_balance: float = 0.5
+    """0 draws a speaker as often as there is speech of them, 1 every speaker equally often."""
+    silence_db: float = -50.0
+    """A crop below this level, against its utterance, is drawn again."""
+
+    def __post_init__(self) -> None:
+        if self.n_sources < 1:
+            raise ValueError(f"n_sources must be at least 1, got {self.n_sources}")
+        if not self.segment_seconds > 0:
+            raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}")
+        for name in ("gain_range_db", "speed_range", "pause_seconds"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must run from low to high, got {(low, high)}")
+        if self.speed_range[0] < 0.5 or self.speed_range[1] > 2:
+            raise ValueError(f"speed_range must lie within 0.5 to 2, got {self.speed_range}")
+        for name in ("fill_probability", "min_filled", "speaker_balance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie within 0 to 1, got {getattr(self, name)}")
+
+
+class DynamicMixing:
+    """An endless list of training mixtures; example `i` depends on the seed and on `i`, and on nothing else.
+
+    So any worker, and any run that is resumed, makes the same mixtures.
+
+    Args:
+        store: The speech; its sample rate is that of the mixtures.
+        config: How mixtures are drawn.
+        seed: Another seed, another list.
+    """
+
+    def __init__(self, store: SpeechStore, config: DynamicMixingConfig, seed: int) -> None:
+        self.store, self.config, self.seed = store, config, seed
+        self.n_samples = round(config.segment_seconds * store.sample_rate)
+        by_speaker: dict[str, list[int]] = {}
+        for i, utterance in enumerate(store.utterances):
+            by_speaker.setdefault(utterance.speaker, []).append(i)
+        if len(by_speaker) < config.n_sources:
+            raise ValueError(f"mixtures of {config.n_sources} need as many speakers, got {len(by_speaker)}")
+        self._utterances = list(by_speaker.values())
+        amount = np.array([sum(map(store.length, indices)) for indices in by_speaker.values()], dtype=float)
+        weight = amount ** (1 - config.speaker_balance)
+        self._speaker_probability = weight / weight.sum()
+
+    def example(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return mixture (time,), the sum of the sources, and sources (source, time); both float32."""
+        rng = np.random.default_rng([self.seed, index])
+        for _ in range(_N_DRAWS):
+            sources = self._draw(rng)
+            if sources is not None:
+                return sources.sum(0), sources
+        raise ValueError(f"{_N_DRAWS} draws in a row fell below {self.config.silence_db} dB: silent speech?")
+
+    def batch(self, first_index: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Return `batch_size` examples from `first_index` on: (batch, time) and (batch, source, time)."""
+        mixtures, sources = zip(*map(self.example, range(first_index, first_index + batch_size)), strict=True)
+        return torch.stack(mixtures), torch.stack(sources)
+
+    def batches(self, first_index: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batch after batch without end, as `batch` returns them."""
+        while True:
+            yield self.batch(first_index, batch_size)
+            first_index += batch_size
+
+    def _draw(self, rng: np.random.Generator) -> Tensor | None:
+        """Return sources (source, time), or None when one of them is silent."""
+        config = self.config
+        speakers = rng.choice(
+            len(self._utterances), config.n_sources, replace=False, p=self._speaker_probability
+        )
+        sources = np.empty((config.n_sources, self.n_samples), dtype=np.float32)
+        for source, speaker in zip(sources, speakers, strict=True):
+            speed = round(rng.uniform(*config.speed_range), 2)  # hundredths halve the time of the resampler
+            n_drawn = round(self.n_samples * speed)
+            speech = self._speech(rng, self._utterances[speaker], n_drawn)
+            if np.sqrt(np.mean(np.square(speech))) < 10 ** (config.silence_db / 20):
+                return None
+            gain = 10 ** ((config.level_db + rng.uniform(*config.gain_range_db)) / 20)
+            source[:] = gain * _fit(speech, self.n_samples)
+        peak = np.abs(sources.sum(0)).max()
+        return torch.from_numpy(sources * np.float32(min(1.0, config.max_peak / peak)))
+
+    def _speech(self, rng: np.random.Generator, indices: list[int], n_samples: int) -> NDArray[np.float32]:
+        """Return a random stretch of one speaker: a crop, or utterances in a row with pauses between."""
+        store, config = self.store, self.config
+        order: list[int] = rng.permutation(indices).tolist()
+        length = store.length(order[0])
+        if length >= n_samples:
+            start = int(rng.integers(length - n_samples + 1))
+            return store.waveform(order[0], start, start + n_samples)
+        fill = rng.random() < config.fill_probability
+        pieces, total = [store.waveform(order[0])], length
+        for k in range(1, n_samples):
+            if total >= n_samples * (1.0 if fill and k < len(order) else config.min_filled):
+                break
+            pause = round(rng.uniform(*config.pause_seconds) * store.sample_rate)
+            piece = store.waveform(order[k % len(order)])  # over again for whoever said too little
+            pieces += [np.zeros(pause, np.float32), piece]
+            total += pause + len(piece)
+        speech = np.concatenate(pieces)
+        if total >= n_samples:
+            start = int(rng.integers(total - n_samples + 1))
+            return speech[start : start + n_samples]
+        before = rng.integers(n_samples - total + 1)
+        return np.pad(speech, (before, n_samples - total - before))
+
+
+def _fit(waveform: NDArray[np.float32], n_samples: int) -> NDArray[np.float32]:
+    """Resample to exactly `n_samples`."""
+    if len(waveform) == n_samples:
+        return waveform
+    fitted = soxr.resample(waveform, len(waveform), n_samples)[:n_samples]
+    return np.pad(fitted, (0, n_samples - len(fitted)))

@@ -1,0 +1,114 @@
+"""Which recordings of single talkers there are: a folder per speaker, or a CSV manifest."""
+
+import csv
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+
+from flasepformer.audio import AUDIO_EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording of one person, and what is known about it; empty where it is not known."""
+
+    path: Path
+    speaker: str
+    duration_seconds: float
+    """As the manifest or the file's header says; 0 where the header does not."""
+    sex: str = ""
+    corpus: str = ""
+    licence: str = ""
+
+
+def read_utterances(
+    source: str | Path,
+    split: str | None = None,
+    *,
+    exclude: Mapping[str, Collection[str]] | None = None,
+) -> list[Utterance]:
+    """List the single-talker recordings of a folder or a CSV manifest, in a fixed order.
+
+    Args:
+        source: A folder laid out `SPEAKER/**/*.wav` (with `split`: `SPLIT/SPEAKER/**/*.wav`), or a CSV file
+            with the columns `path` (relative to the CSV's folder), `speaker`, `duration_s`, and where known
+            `split`, `sex`, `corpus`, `licence`.
+        split: Keep only this split, e.g. "train".
+        exclude: Manifest rows to leave out, column to values: `{"licence": {"CC BY-SA 4.0"}}`.
+
+    Raises:
+        FileNotFoundError: `source` does not exist.
+        ValueError: A column or a value is missing, or nothing is left.
+    """
+    source = Path(source)
+    if source.is_dir():
+        if exclude:
+            raise ValueError(f"exclude needs the columns of a CSV manifest, but {source} is a folder")
+        utterances = _read_folder(source / split if split else source)
+    else:
+        utterances = _read_manifest(source, split, exclude or {})
+    if not utterances:
+        which = f" for split {split!r}" if split else ""
+        raise ValueError(f"no speech in {source}{which}; expected a folder per speaker or a CSV manifest")
+    return utterances
+
+
+def _read_folder(root: Path) -> list[Utterance]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"no such folder: {root}")
+    return [
+        Utterance(path, path.relative_to(root).parts[0], _duration_seconds(path))
+        for path in sorted(root.glob("*/**/*"))
+        if path.suffix.lower() in AUDIO_EXTENSIONS
+    ]
+
+
+def _duration_seconds(path: Path) -> float:
+    try:
+        return float(soundfile.info(path).duration)
+    except soundfile.LibsndfileError:  # damaged, or a video: it stays listed, and SpeechStore decides
+        return 0.0
+
+
+def _read_manifest(path: Path, split: str | None, exclude: Mapping[str, Collection[str]]) -> list[Utterance]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        needed = ["path", "speaker", "duration_s", *(["split"] if split else []), *exclude]
+        missing = [column for column in needed if column not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{path} lacks the column(s) {', '.join(missing)}; it has {reader.fieldnames}")
+        utterances = []
+        for row in reader:
+            if split and row["split"] != split:
+                continue
+            if any(row[column] in values for column, values in exclude.items()):
+                continue
+            if not row["speaker"] or not row["duration_s"]:
+                if split is None:
+                    continue  # noise and room responses share the manifest, and nobody speaks in them
+                raise ValueError(f"{path}, line {reader.line_num}: speaker and duration_s must not be empty")
+            utterances.append(
+                Utterance(
+                    path.parent / row["path"],
+                    row["speaker"],
+                    float(row["duration_s"]),
+                    sex=row.get("sex") or "",
+                    corpus=row.get("corpus") or "",
+                    licence=row.get("licence") or "",
+                )
+            )
+    return utterances
+
+
+def check_disjoint(train: Iterable[Utterance], valid: Iterable[Utterance]) -> None:
+    """Refuse two splits that share a speaker: the score of the second would say nothing about strangers.
+
+    Raises:
+        ValueError: Names the shared speakers.
+    """
+    shared = {utterance.speaker for utterance in train} & {utterance.speaker for utterance in valid}
+    if shared:
+        names = ", ".join(sorted(shared)[:5]) + (", ..." if len(shared) > 5 else "")
+        raise ValueError(f"{len(shared)} speaker(s) are in both splits: {names}; split by speaker")

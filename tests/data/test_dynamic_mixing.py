@@ -1,0 +1,175 @@
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
+
+FREQUENCIES = {"a": 400, "b": 700, "c": 1000, "d": 1300}  # Hz
+AS_RECORDED = {"speed_range": (1.0, 1.0), "gain_range_db": (0.0, 0.0)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Four speakers of three utterances each: 0.3, 0.6 and 1.5 s of their own tone."""
+    root = tmp_path_factory.mktemp("speech")
+    for speaker, frequency in FREQUENCIES.items():
+        (root / speaker).mkdir()
+        for seconds in (0.3, 0.6, 1.5):
+            tone = 0.5 * np.sin(2 * np.pi * frequency * np.arange(int(8000 * seconds)) / 8000)
+            soundfile.write(root / speaker / f"{seconds}.wav", tone, 8000, "FLOAT")
+    return SpeechStore.load(read_utterances(root), 8000)
+
+
+def mixing(store, seed=7, **config):
+    return DynamicMixing(store, DynamicMixingConfig(**{"segment_seconds": 1.0, **config}), seed)
+
+
+def peak_frequency(waveform):
+    """Return Hz; the waveforms here last a second."""
+    return int(torch.fft.rfft(waveform).abs().argmax())
+
+
+@given(index=st.integers(0, 10**9), seed=st.integers(0, 2**31), n_sources=st.integers(1, 4))
+@settings(max_examples=50, deadline=None)
+def test_the_mixture_is_the_sum_of_different_speakers_and_does_not_clip(store, index, seed, n_sources):
+    mixture, sources = mixing(store, seed, n_sources=n_sources, level_db=-10.0).example(index)
+    assert torch.equal(mixture, sources.sum(0))
+    assert sources.shape == (n_sources, 8000)
+    assert mixture.abs().max() <= 0.9 + 1e-6
+    heard = {min(FREQUENCIES.values(), key=lambda f: abs(f - peak_frequency(s))) for s in sources}
+    assert len(heard) == n_sources
+
+
+def test_an_example_depends_on_seed_and_index_only(store):
+    first = mixing(store).example(5)
+    later = mixing(store)
+    for index in (9, 1):
+        later.example(index)
+    assert_close(later.example(5), first, rtol=0, atol=0)
+    batch = next(mixing(store).batches(4, 2))
+    assert_close((batch[0][1], batch[1][1]), first, rtol=0, atol=0)
+    assert not torch.equal(mixing(store).example(6)[0], first[0])
+    assert not torch.equal(mixing(store, seed=8).example(5)[0], first[0])
+
+
+def test_batches_follow_each_other_without_gap(store):
+    batches = mixing(store).batches(10, 3)
+    next(batches)
+    assert_close(next(batches), mixing(store).batch(13, 3), rtol=0, atol=0)
+
+
+def test_gains_spread_over_their_range_about_the_level(store):
+    config = {"speed_range": (1.0, 1.0), "gain_range_db": (-2.5, 2.5), "pause_seconds": (0.0, 0.0)}
+    _, sources = mixing(store, min_filled=1.0, **config).batch(0, 100)
+    gains_db = 20 * sources.square().mean(-1).sqrt().log10() + 26  # every source is a gapless tone of RMS 1
+    assert gains_db.min() == pytest.approx(-2.5, abs=0.15)
+    assert gains_db.max() == pytest.approx(2.5, abs=0.15)
+    assert gains_db.mean() == pytest.approx(0, abs=0.3)
+
+
+def test_speed_changes_the_pitch_and_not_the_length(store):
+    mixture, sources = mixing(store, n_sources=1, speed_range=(1.05, 1.05)).example(0)
+    assert len(mixture) == 8000
+    assert peak_frequency(sources[0]) / 1.05 == pytest.approx(
+        min(FREQUENCIES.values(), key=lambda f: abs(f * 1.05 - peak_frequency(sources[0]))), abs=2
+    )
+
+
+def test_speed_change_is_band_limited(store):
+    """A steady tone stays one: what the resampler adds is 60 dB below it."""
+    speeds = {"speed_range": (0.97, 0.97), "gain_range_db": (0.0, 0.0), "pause_seconds": (0.0, 0.0)}
+    for index in range(20):
+        source = mixing(store, n_sources=1, segment_seconds=0.25, **speeds).example(index)[1][0, 200:-200]
+        k = np.arange(len(source))
+        frequency = 0.97 * min(
+            FREQUENCIES.values(), key=lambda f: abs(0.97 * f - np.abs(np.fft.rfft(source, 8000)).argmax())
+        )
+        basis = np.stack([f(2 * np.pi * frequency / 8000 * k) for f in (np.sin, np.cos)], axis=1)
+        fit, *_ = np.linalg.lstsq(basis, source.numpy().astype(float), rcond=None)
+        residual = source.numpy() - basis @ fit
+        assert 10 * np.log10(np.mean(residual**2) / np.mean(source.numpy() ** 2)) < -60
+
+
+def test_short_utterances_fill_the_segment_at_least_to_the_share(store):
+    config = {**AS_RECORDED, "segment_seconds": 1.2, "fill_probability": 0.5, "pause_seconds": (0.1, 0.1)}
+    _, sources = mixing(store, **config).batch(0, 100)
+    silent = sources.unfold(-1, 80, 80).abs().amax(-1) == 0  # 10 ms at a time
+    silent_seconds = silent.sum(-1) / 100
+    assert silent_seconds.max() == pytest.approx(0.3, abs=0.03)  # 0.3 + 0.1 (pause) + 0.6 of 1.2 s: 0.2 left
+    assert silent_seconds.min() == 0  # a crop of 1.5 s
+
+
+def test_who_said_too_little_says_it_again(tmp_path, write_tone):
+    for speaker in "ab":
+        write_tone(tmp_path / speaker / "1.wav", 500, 0.3)
+    store = SpeechStore.load(read_utterances(tmp_path), 8000)
+    _, sources = mixing(store, **AS_RECORDED, pause_seconds=(0.0, 0.0)).batch(0, 20)
+    assert ((sources != 0).float().mean(-1) > 0.74).all()
+
+
+def test_speaker_balance_weighs_the_amount_of_speech(tmp_path, write_tone):
+    write_tone(tmp_path / "much/1.wav", 400, 9.0)
+    write_tone(tmp_path / "little/1.wav", 700, 1.0)
+    store = SpeechStore.load(read_utterances(tmp_path), 8000)
+    for balance, share in ((0.0, 0.9), (0.5, 0.75), (1.0, 0.5)):
+        examples = mixing(store, n_sources=1, speed_range=(1.0, 1.0), speaker_balance=balance)
+        heard = [peak_frequency(examples.example(i)[0]) for i in range(300)]
+        assert heard.count(400) / 300 == pytest.approx(share, abs=0.08)
+
+
+def test_a_silent_crop_is_drawn_again(tmp_path):
+    for speaker in "ab":
+        (tmp_path / speaker).mkdir()
+        speech = np.zeros(80000)
+        speech[:16000] = 0.5 * np.sin(np.arange(16000))
+        soundfile.write(tmp_path / speaker / "1.wav", speech, 8000, "FLOAT")
+    store = SpeechStore.load(read_utterances(tmp_path), 8000)
+    _, sources = mixing(store, **AS_RECORDED).batch(0, 30)  # three crops of four would be silent
+    assert sources.square().mean(-1).min() > 10 ** ((-26 - 50) / 10)
+
+
+def test_a_set_of_nothing_but_silence_is_an_error_and_no_endless_loop(tmp_path):
+    for speaker in "ab":
+        (tmp_path / speaker).mkdir()
+        click = np.zeros(2_000_000, dtype="float32")
+        click[0] = 0.5
+        soundfile.write(tmp_path / speaker / "1.wav", click, 8000, "FLOAT")
+    with pytest.raises(ValueError, match="100 draws in a row fell below -50"):
+        mixing(SpeechStore.load(read_utterances(tmp_path), 8000)).example(0)
+
+
+def test_too_few_speakers_are_refused(store):
+    with pytest.raises(ValueError, match="mixtures of 5 need as many speakers, got 4"):
+        mixing(store, n_sources=5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_sources": 0},
+        {"segment_seconds": 0},
+        {"gain_range_db": (1, -1)},
+        {"min_filled": 2},
+        {"speed_range": (0, 1)},
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DynamicMixingConfig(**wrong)
+
+
+def test_an_example_of_four_seconds_costs_little(store):
+    examples = mixing(store, segment_seconds=4.0)
+    examples.example(0)
+    times = []
+    for index in range(30):
+        start = time.perf_counter()
+        examples.example(index)
+        times.append(time.perf_counter() - start)
+    assert np.median(times) < 0.02  # 1.3 ms on an idle core
