@@ -1,0 +1,20 @@
+"""Training: a recipe and single-talker speech go in, a checkpoint and its curve come out."""
+
+from flasepformer.training.loop import TrainingError, train
+from flasepformer.training.losses import magnitude_loss, multi_stage_loss, si_snr_loss
+from flasepformer.training.recipe import OptimizationConfig, Recipe, SpeechConfig, load_recipe, save_recipe
+from flasepformer.training.schedules import learning_rate
+
+__all__ = [
+    "OptimizationConfig",
+    "Recipe",
+    "SpeechConfig",
+    "TrainingError",
+    "learning_rate",
+    "load_recipe",
+    "magnitude_loss",
+    "multi_stage_loss",
+    "save_recipe",
+    "si_snr_loss",
+    "train",
+]

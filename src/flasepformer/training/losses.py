@@ -1,0 +1,67 @@
+"""The losses of the paper, in dB, lower is better: of the output, and of the auxiliary heads' spectra."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flasepformer.metrics import best_permutation, pairwise, si_snr
+
+AUXILIARY_WINDOW = 512
+AUXILIARY_HOP = 128
+"""Window and hop in samples of the spectra that the auxiliary loss compares (Shin et al., NeurIPS 2024,
+section 3.4)."""
+
+
+def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
+    """Return minus the mean SI-SNR under the best permutation of each mixture (PIT), in dB.
+
+    Args:
+        estimates: (batch, source, time).
+        sources: Same shape.
+    """
+    return _permutation_invariant_loss(estimates, sources)
+
+
+def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
+    """Return minus the mean scale-invariant SNR of the magnitude spectra under the best permutation, in dB.
+
+    Args:
+        estimates: (batch, source, time).
+        sources: Same shape.
+    """
+    return _permutation_invariant_loss(_magnitudes(estimates), _magnitudes(sources))
+
+
+def multi_stage_loss(
+    estimates: Tensor, auxiliary_estimates: Sequence[Tensor], sources: Tensor, auxiliary_weight: float
+) -> Tensor:
+    """Weigh the output's loss against the mean loss of the auxiliary heads, each with its own permutation.
+
+    Args:
+        estimates: (batch, source, time).
+        auxiliary_estimates: One tensor of that shape for each auxiliary head.
+        sources: Same shape.
+        auxiliary_weight: Share of the auxiliary loss, from 0 to 1; the paper starts at 0.4.
+    """
+    loss = si_snr_loss(estimates, sources)
+    if not auxiliary_estimates or auxiliary_weight == 0:
+        return loss
+    auxiliary = torch.stack([magnitude_loss(estimate, sources) for estimate in auxiliary_estimates]).mean()
+    return (1 - auxiliary_weight) * loss + auxiliary_weight * auxiliary
+
+
+def _permutation_invariant_loss(estimates: Tensor, sources: Tensor) -> Tensor:
+    scores = pairwise(si_snr, estimates.float(), sources.float())  # (batch, source_estimate, source)
+    permutation = best_permutation(scores)
+    return -scores.gather(1, permutation.unsqueeze(1)).mean()
+
+
+def _magnitudes(waveforms: Tensor) -> Tensor:
+    """Return the magnitude spectra of (..., time), flattened to (..., frame * frequency)."""
+    window = torch.hann_window(AUXILIARY_WINDOW, device=waveforms.device)
+    spectra = torch.stft(
+        waveforms.float().flatten(0, -2), AUXILIARY_WINDOW, AUXILIARY_HOP, window=window, return_complex=True
+    )
+    power = spectra.real.square() + spectra.imag.square()
+    return (power + torch.finfo(power.dtype).eps).sqrt().flatten(1).unflatten(0, waveforms.shape[:-1])

@@ -1,0 +1,128 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from flasepformer.cli import app
+from flasepformer.models import SepReformer, SepReformerConfig, save_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
+    save_model(SepReformer(tiny), path)
+    return path
+
+
+@pytest.fixture
+def mixtures(tmp_path):
+    """A folder with two mixtures of 0.5 s at 8 kHz."""
+    rng = np.random.default_rng(0)
+    for name in ("mix_clean", "s1", "s2"):
+        (tmp_path / "tt" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        s1, s2 = 0.1 * rng.standard_normal((2, 4000))
+        for folder, waveform in (("s1", s1), ("s2", s2), ("mix_clean", s1 + s2)):
+            soundfile.write(tmp_path / "tt" / folder / f"{name}.wav", waveform, 8000, "FLOAT")
+    return tmp_path / "tt"
+
+
+def run(*options):
+    return CliRunner().invoke(app, ["evaluate", "--device", "cpu", *map(str, options)])
+
+
+def test_a_row_for_each_mixture_and_the_summary(checkpoint, mixtures, tmp_path):
+    result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "results/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["a", "b"]
+    summary = json.loads((tmp_path / "results/summary.json").read_text())
+    improvements = [float(row["SI-SNRi"]) for row in rows]
+    assert summary["mean"]["si_snr_improvement"] == pytest.approx(sum(improvements) / 2, abs=1e-3)
+    assert summary["mean"]["sdr"] == pytest.approx(sum(float(row["SDR"]) for row in rows) / 2, abs=1e-3)
+    header, values, path = result.stdout.splitlines()
+    assert header.split()[:6] == ["dB", "MIXTURES", "SI-SNR", "SI-SNRi", "SDR", "SDRi"]
+    assert values.split()[:2] == ["all", "2"]
+    assert float(values.split()[3]) == pytest.approx(summary["mean"]["si_snr_improvement"], abs=0.01)
+    assert path == str(tmp_path / "results/scores.csv")
+
+
+def test_json_limit_and_no_sdr(checkpoint, mixtures, tmp_path):
+    options = ("--limit", 1, "--no-sdr", "--json")
+    result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results", *options)
+    content = json.loads(result.stdout)
+    assert content["n_mixtures"] == 1
+    assert set(content["mean"]) == {"si_snr", "si_snr_improvement"}
+
+
+def test_one_bad_mixture_exits_with_1_and_the_other_is_scored(checkpoint, mixtures, tmp_path):
+    (mixtures / "mix_clean/a.wav").write_bytes(b"")
+    result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results", "--no-sdr")
+    assert result.exit_code == 1
+    assert "error: a: " in result.stderr
+    assert "empty file" in result.stderr
+    assert (tmp_path / "results/scores.csv").read_text().splitlines()[1].startswith("b,")
+
+
+def test_wrong_usage_exits_with_2(checkpoint, mixtures, tmp_path):
+    options = ("--model", checkpoint, "--no-sdr", "--out", tmp_path / "results")
+    (tmp_path / "list.csv").write_text("path,speaker\na.wav,a\n")
+    assert run("--mixtures", tmp_path / "nowhere", *options).exit_code == 2
+    assert run("--mixtures", tmp_path / "list.csv", *options).exit_code == 2
+    assert run("--mixtures", mixtures / "s1", *options).exit_code == 2  # a folder without mixtures
+    assert not (tmp_path / "results/scores.csv").exists()
+
+
+def test_results_that_exist_are_kept_unless_told_otherwise(checkpoint, mixtures, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/scores.csv").write_text("of another model")
+    options = ("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results", "--no-sdr")
+    assert run(*options).exit_code == 2
+    assert (tmp_path / "results/scores.csv").read_text() == "of another model"
+    assert run(*options, "--overwrite").exit_code == 0
+    assert (tmp_path / "results/scores.csv").read_text().startswith("name,")
+
+
+def test_no_model_and_no_place_for_results_exit_with_3(checkpoint, mixtures, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    options = ("--mixtures", mixtures, "--no-sdr")
+    no_model = run(*options, "--model", "no-such-model", "--out", tmp_path / "results")
+    assert (no_model.exit_code, "no-such-model" in no_model.stderr) == (3, True)
+    no_place = run(*options, "--model", checkpoint, "--out", tmp_path / "file")
+    assert (no_place.exit_code, "it is a file" in no_place.stderr) == (3, True)
+
+
+def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mixtures, tmp_path):
+    script = "import sys; sys.modules['torchmetrics'] = None; from flasepformer.cli import main; main()"
+    command = [sys.executable, "-c", script, "evaluate", "--mixtures", mixtures, "--model", checkpoint]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "results"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert 'pip install "flasepformer[evaluation]"' in done.stderr
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
+    listing = tmp_path / "list.csv"
+    os.mkfifo(listing)
+    command = [sys.executable, "-m", "flasepformer", "evaluate", "--mixtures", listing, "--model", checkpoint]
+    process = subprocess.Popen(
+        [*command, "--out", tmp_path / "results", "--no-sdr"], stderr=subprocess.PIPE, text=True
+    )
+    with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, "interrupted; no results were written" in errors) == (130, True)
+    assert list((tmp_path / "results").iterdir()) == []
