@@ -142,14 +142,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 def test_a_killed_save_leaves_the_old_checkpoint(tiny_model, folder, monkeypatch):
     before = (folder / "model.safetensors").read_bytes()
 
-    def killed(weights, path):
-        path.write_bytes(b"half")
+    def killed(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flasepformer.models.checkpoints.save_file", killed)
+    monkeypatch.setattr("os.fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         save_model(tiny_model, folder)
     assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_config_is_frozen(tiny_model):

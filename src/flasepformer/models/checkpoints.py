@@ -5,8 +5,8 @@ the weights). A checkpoint is loaded whole or refused: every weight must be ther
 none too many. Nothing in a checkpoint is ever executed.
 """
 
-import dataclasses
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from importlib.resources import as_file, files
@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from flasepformer.models.registry import (
@@ -88,20 +89,25 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any] | N
             anything else that JSON can hold.
     """
     family = next(name for name, (_, network) in FAMILIES.items() if isinstance(model, network))
-    description = {"family": family, "config": dataclasses.asdict(model.config), "info": dict(info or {})}
+    description = {"family": family, "config": vars(model.config), "info": dict(info or {})}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    for name, write in (
-        (WEIGHTS_FILE, lambda path: save_file(weights, path)),
-        (
-            CONFIG_FILE,
-            lambda path: path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8"),
-        ),
-    ):
-        temporary = folder / f".{name}.part"
-        write(temporary)
-        temporary.replace(folder / name)
+    _write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
+    _write_atomically(folder / CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode())
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _open(name_or_path: str | Path) -> tuple[nn.Module, ModelInfo]:

@@ -91,11 +91,12 @@ def registered_info(name: str) -> ModelInfo:
     entry = _REGISTRY[name]
     with torch.device("meta"):
         model = build_model(name)
+    config = entry.config()
     return ModelInfo(
         name=name,
         family=entry.family,
-        sample_rate=model.config.sample_rate,
-        n_sources=model.config.n_sources,
+        sample_rate=config.sample_rate,
+        n_sources=config.n_sources,
         n_parameters=count_parameters(model),
         trained=False,
         description=entry.description,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.layers import DepthwiseConv, FocusedLinearAttention, GatedResidualAttention
-from flasepformer.ops import overlap_add
+from flasepformer.ops import map_pieces, overlap_add
 
 NORM_EPS = 1e-8
 """Epsilon of the normalisations over the whole recording."""
@@ -259,12 +259,13 @@ class SepReformer(nn.Module):
     ) -> Tensor:
         """Turn the talkers' features into waveforms, (batch, source, time)."""
         n_sources, n_frames = self.config.n_sources, encoded.shape[1]
-        frames = output(branch)  # at the branch's own resolution: to repeat the results comes cheaper
-        if masking:
-            frames = resize_frames(F.relu(frames), n_frames).unflatten(0, (-1, n_sources))
-            frames = (frames * encoded.unsqueeze(1)).flatten(0, 1)
-        frames = frames @ decoder.get_parameter("weight").squeeze(1)  # (batch * source, frames, window)
-        waveforms = overlap_add(frames, self.config.hop_length)[:, :n_samples]
+        synthesis = decoder.get_parameter("weight").squeeze(1)  # (filters, window)
+        if masking:  # the masks at the branch's own resolution: to repeat them comes cheaper
+            masks = resize_frames(F.relu(output(branch)), n_frames).unflatten(0, (-1, n_sources))
+            windows = (masks * encoded.unsqueeze(1)).flatten(0, 1) @ synthesis
+        else:
+            windows = map_pieces(lambda piece: output(piece) @ synthesis, branch)
+        waveforms = overlap_add(windows, self.config.hop_length)[:, :n_samples]
         waveforms = F.pad(waveforms, (0, n_samples - waveforms.shape[-1]))
         return waveforms.unflatten(0, (-1, n_sources))
 
@@ -428,6 +429,9 @@ class GatedConvFeedForward(nn.Module):
         self.scale = LayerScale(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        return map_pieces(self._forward, x, halo=self.convolution.padding)
+
+    def _forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.glu(self.convolution(self.expand(self.norm(x)))))
         return x + self.scale(self.dropout(self.contract(hidden)))
 
@@ -451,6 +455,11 @@ class ConvLocalAttention(nn.Module):
         self.scale = LayerScale(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:  # batch normalisation needs all frames
+            return self._forward(x)
+        return map_pieces(self._forward, x, halo=self.convolution.padding)
+
+    def _forward(self, x: Tensor) -> Tensor:
         local = self.convolution(F.glu(self.gate(self.norm(x))))
         hidden = F.gelu(self.batch_norm(self.expand(local)))
         return x + self.scale(self.dropout(self.contract(hidden)))
@@ -472,9 +481,8 @@ class SourceSplit(nn.Module):
         self.norm = nn.GroupNorm(1, config.n_channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.contract(F.glu(self.expand(x))).unflatten(
-            -1, (self.n_sources, -1)
-        )  # (batch, frames, source, channels)
+        x = map_pieces(lambda piece: self.contract(F.glu(self.expand(piece))), x)
+        x = x.unflatten(-1, (self.n_sources, -1))  # (batch, frames, source, channels)
         return self.norm(x.transpose(1, 2).flatten(0, 1).mT).mT
 
 

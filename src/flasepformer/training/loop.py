@@ -25,7 +25,7 @@ from flasepformer.data import DynamicMixing, SpeechStore, check_disjoint, read_u
 from flasepformer.metrics import best_permutation, pairwise, si_snr
 from flasepformer.models import SepReformer, load_model, save_model
 from flasepformer.training.losses import multi_stage_loss
-from flasepformer.training.recipe import Recipe, save_recipe
+from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
 from flasepformer.training.schedules import learning_rate
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -125,21 +125,16 @@ def train(
     if model.config != recipe.model:
         raise TrainingError(f"{recipe.initial_checkpoint} has another config than the recipe: {model.config}")
     model.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        recipe.optimization.learning_rate,
-        weight_decay=recipe.optimization.weight_decay,
-        fused=True,
-    )
+    optimizers = _optimizers(model, recipe.optimization)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
     )
     progress = _Progress()
     if resume:
-        progress = _restore(checkpoint_path, model, average, optimizer)
+        progress = _restore(checkpoint_path, model, average, optimizers)
     network = accelerator.prepare(_TrainingStep(model).train())
-    optimizer = accelerator.prepare(optimizer)
-    run = _Run(recipe, folder, accelerator, network, model, average, optimizer, progress)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    run = _Run(recipe, folder, accelerator, network, model, average, optimizers, progress)
     with _stop_on_signals(run.request_stop), _logging(accelerator, folder):
         run.loop(mixing, valid_mixing)
     return folder / BEST_FOLDER
@@ -156,11 +151,11 @@ class _Run:
         network: nn.Module,
         model: SepReformer,
         average: AveragedModel,
-        optimizer: Any,
+        optimizers: list[Any],
         progress: _Progress,
     ) -> None:
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
-        self.network, self.model, self.average, self.optimizer = network, model, average, optimizer
+        self.network, self.model, self.average, self.optimizers = network, model, average, optimizers
         self.progress = progress
         self.n_losses, self.sum_losses = 0, 0.0
 
@@ -213,8 +208,9 @@ class _Run:
         torch.manual_seed(
             hash((self.recipe.seed, progress.step, self.accelerator.process_index))
         )  # of the dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate()
         with self.accelerator.autocast():
             loss = self.network(mixtures, sources, self._auxiliary_weight())
         self.accelerator.backward(loss)
@@ -222,7 +218,8 @@ class _Run:
             self.accelerator.clip_grad_norm_(self.model.parameters(), optimization.clip_norm)
         )
         if np.isfinite(gradient_norm):  # the same in every process: gradients are averaged over them
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.average.update_parameters(self.model)
             progress.n_bad = 0
             self.n_losses, self.sum_losses = self.n_losses + 1, self.sum_losses + float(loss.detach())
@@ -238,7 +235,7 @@ class _Run:
                     f"{progress.n_bad} steps in a row were not finite; the last batch is in "
                     f"{self.folder / BAD_BATCH_FILE}. Try a lower learning rate, or precision 'no'"
                 )
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         return gradient_norm
 
     def learning_rate(self) -> float:
@@ -319,7 +316,7 @@ class _Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": vars(self.progress),
         }
         buffer = io.BytesIO()  # in memory first: a full disk then is an OSError, not one of the serializer's
@@ -375,12 +372,38 @@ def _mixings(recipe: Recipe, cache: str | Path) -> tuple[DynamicMixing, DynamicM
     )
 
 
-def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:
+def _optimizers(model: SepReformer, settings: OptimizationConfig) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together hold every parameter once."""
+    rest = dict(model.named_parameters())
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings.optimizer == "muon":
+        inner = ("encoder_stages.", "bottleneck.", "source_split.", "decoder_stages.")
+        matrices = [name for name, p in rest.items() if p.ndim == 2 and name.startswith(inner)]
+        optimizers.append(
+            torch.optim.Muon(
+                [rest.pop(name) for name in matrices],
+                settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",  # one learning rate suits both
+            )
+        )
+    optimizers.append(
+        torch.optim.AdamW(
+            rest.values(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+    )
+    return optimizers
+
+
+def _restore(
+    path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> _Progress:
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
     except RuntimeError as error:
         raise TrainingError(f"{path} is of another network than the recipe's: {error}") from error
     return _Progress(**state["progress"])

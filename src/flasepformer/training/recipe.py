@@ -39,14 +39,16 @@ class OptimizationConfig:
     """Steps of the whole training."""
     batch_size: int = 4
     """Mixtures in one step of each process."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW as in the papers, or Muon for the matrices of the blocks and AdamW for the rest."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     warmup_steps: int = 1000
     """Steps until the learning rate reaches its peak."""
     decay_steps: int = 20_000
     """Steps at the end in which the learning rate falls to zero."""
     weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
+    """Weight decay of both."""
     clip_norm: float = 5.0
     """Largest norm of the gradient."""
     auxiliary_weight: float = 0.4
