@@ -1,0 +1,106 @@
+"""Walk over the pages of an Ogg file (Vorbis, Opus) and find where some are missing.
+
+The decoders of libsndfile leave out damaged pages and go on, so that everything behind them comes too early.
+Each page carries its number, a checksum and the time at which it ends.
+
+Reference: RFC 3533 (Ogg), RFC 7845 section 4 (times in Opus).
+"""
+
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HEADER = struct.Struct("<4sBBqIIIB")
+_NO_TIME = -1
+_LAST_PAGE = 4  # bit of the flags
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class LostSpan:
+    """Samples that a decoder left out at one place."""
+
+    start: int
+    """The first of them, in the time of the whole recording."""
+    n_samples: int
+
+
+def restore_time(samples: NDArray[np.float32], lost: Iterable[LostSpan]) -> NDArray[np.float32]:
+    """Put silence where samples were left out.
+
+    Args:
+        samples: (channel, time), as the decoder gave them.
+        lost: In their order in time.
+
+    Returns:
+        (channel, time), each sample at its time again; the same array when nothing is lost.
+    """
+    pieces, at, n_inserted = [], 0, 0
+    for span in lost:
+        end = span.start - n_inserted
+        pieces += [samples[:, at:end], np.zeros((samples.shape[0], span.n_samples), np.float32)]
+        at, n_inserted = end, n_inserted + span.n_samples
+    return np.concatenate([*pieces, samples[:, at:]], axis=1) if pieces else samples
+
+
+def walk_pages(data: bytes, sample_rate: int, n_decoded: int) -> tuple[tuple[LostSpan, ...], bool]:
+    """Find the pages that cannot be used.
+
+    Args:
+        data: The whole file.
+        sample_rate: Hz, of the decoded samples.
+        n_decoded: Samples that the decoder gave for the whole file.
+
+    Returns:
+        What is lost, and whether the last page is marked as the last one.
+    """
+    start_time, clock = _clock(data[: 2**10], sample_rate)
+    spans: list[
+        tuple[int, int]
+    ] = []  # times of the last good page before, and the first one behind each fault
+    at, time, number, fault, ended = 0, 0, 0, False, False
+    while (at := data.find(b"OggS", at)) != -1:
+        page = _page(data, at)
+        if page is None:
+            at, fault = at + 4, True
+            continue
+        length, flags, page_time, page_number = page
+        fault = fault or page_number != number
+        if page_time != _NO_TIME:
+            end = round(max(page_time - start_time, 0) * sample_rate / clock)
+            if fault:
+                spans.append((time, end))
+            time, fault = end, False
+        at, number, ended = at + length, page_number + 1, bool(flags & _LAST_PAGE)
+    missing = max(time - n_decoded, 0)
+    spanned = sum(end - start for start, end in spans)
+    share = min(missing / spanned, 1) if spanned > 0 else 0.0
+    return tuple(LostSpan(start, round(share * (end - start))) for start, end in spans), ended
+
+
+def _clock(head: bytes, sample_rate: int) -> tuple[int, int]:
+    """Time of the first sample, and ticks per second, in which the pages tell their times."""
+    at = head.find(b"OpusHead")
+    return (int.from_bytes(head[at + 10 : at + 12], "little"), 48_000) if at != -1 else (0, sample_rate)
+
+
+def _page(data: bytes, at: int) -> tuple[int, int, int, int] | None:
+    """Length, flags, time and number of the page that begins here, None when it is damaged."""
+    header = data[at : at + _HEADER.size]
+    if len(header) < _HEADER.size:
+        return None
+    _, _, flags, time, _, number, checksum, n_segments = _HEADER.unpack(header)
+    length = _HEADER.size + n_segments + sum(data[at + _HEADER.size : at + _HEADER.size + n_segments])
+    page = bytearray(data[at : at + length])
+    page[22:26] = bytes(4)
+    return (length, flags, time, number) if len(page) == length and _checksum(page) == checksum else None
+
+
+def _checksum(page: bytes | bytearray) -> int:
+    """CRC-32 of Ogg: as in zlib, but from the other end of each byte, and not inverted."""
+    crc = zlib.crc32(page.translate(_REVERSED), 2**32 - 1) ^ (2**32 - 1)
+    return int(f"{crc:032b}"[::-1], 2)
