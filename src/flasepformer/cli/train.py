@@ -1,5 +1,6 @@
 """`flasepformer train`: a recipe and speech in, a checkpoint out."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def train(
 ) -> None:
     """Train a model by a recipe.
 
-    With `accelerate launch --num_processes N -m flasepformer train ...` it runs in N processes.
+    With `torchrun --standalone --nproc_per_node N -m flasepformer train ...` it runs in N processes.
     """
     from flasepformer.training import TrainingError, load_recipe
     from flasepformer.training import train as run
@@ -37,4 +38,5 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with --resume --out {out}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(best)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one answers
+        typer.echo(best)

@@ -1,0 +1,62 @@
+"""The command line: one file per command; each reads its options, calls one room, prints, sets the exit code.
+
+Exit codes: 0 all done; 1 at least one input failed, the others are done; 2 wrong usage; 3 the environment
+(model, device, disk); 130 interrupted. Nothing heavy is imported before a command runs, so that `--help` is
+instant.
+"""
+
+import signal
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import flasepformer
+from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.mixtures import mixtures
+from flasepformer.cli.models import models
+from flasepformer.cli.separate import separate
+from flasepformer.cli.train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="flasepformer",
+    help="Separate people who talk at the same time, from one microphone.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (separate, models, evaluate, mixtures, train):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flasepformer {flasepformer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Separate people who talk at the same time, from one microphone."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for again in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut the clean-up short
+        signal.signal(again, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; SIGTERM stops it as cleanly as Ctrl-C does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    app()

@@ -1,0 +1,36 @@
+"""`flasepformer models`: what there is to choose from."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flasepformer.cli.console import print_result
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of a table.")] = False,
+) -> None:
+    """List the models by name, the default one first."""
+    from flasepformer.models import list_models  # here, so that --help does not load torch
+
+    infos = list_models()
+    if as_json:
+        print_result(json.dumps([asdict(info) for info in infos], indent=2))
+        return
+    rows = [("NAME", "RATE", "TALKERS", "PARAMETERS", "LICENCE", "DESCRIPTION")]
+    for info in infos:
+        rows.append(
+            (
+                info.name,
+                f"{info.sample_rate} Hz",
+                str(info.n_sources),
+                f"{info.n_parameters:,}",
+                info.licence or "-",
+                info.description,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print_result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,212 @@
+"""`flasepformer separate`: recordings in, one track per talker out."""
+
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+
+import typer
+
+from flasepformer.cli.console import print_message, print_result, write_bytes
+from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
+
+if TYPE_CHECKING:
+    from flasepformer.inference import FileOptions, Progress, Separator
+
+STDOUT = "-"
+
+_BAR = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} passed, {remaining} left"
+
+
+def separate(
+    paths: Annotated[
+        list[str], typer.Argument(help="Recordings, folders of recordings, or - for standard input.")
+    ],
+    out: Annotated[
+        str, typer.Option(help="Folder for the tracks; - sends one track to standard output.")
+    ] = "separated",
+    model: Annotated[
+        str, typer.Option(help="Name or checkpoint of the model; see `flasepformer models`.")
+    ] = "default",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tracks that exist.")] = False,
+    suffix: Annotated[str, typer.Option(help="Added to the names of the tracks.")] = "",
+    format: Annotated[
+        Literal["wav", "flac", "mp3", "ogg", "opus"], typer.Option(help="Of the tracks.")
+    ] = "wav",
+    subtype: Annotated[
+        Literal["auto", "float", "pcm16", "pcm24"], typer.Option(help="Samples of wav and flac tracks.")
+    ] = "auto",
+    stream: Annotated[int | None, typer.Option(min=0, help="Audio stream of a video, from 0.")] = None,
+    channel: Annotated[int | None, typer.Option(min=1, help="The only channel to separate, from 1.")] = None,
+    track: Annotated[int | None, typer.Option(min=1, help="The track for standard output, from 1.")] = None,
+    recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 after any warning.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the tracks' names.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, no notes; warnings stay.")] = False,
+) -> None:
+    """Separate each recording into one file per talker, with a JSON report beside them.
+
+    Tracks that exist are kept, so the same command goes on where it was stopped. Exit codes: 0 all done,
+    1 some inputs failed, 2 wrong usage, 3 no usable model, device or disk, 130 interrupted.
+    """
+    if (out == STDOUT) != (track is not None):
+        raise typer.BadParameter("standard output takes one track: give --out - and --track together")
+    if out == STDOUT and as_json:
+        raise typer.BadParameter("--json and --out - both want standard output")
+    if subtype != "auto" and (format not in ("wav", "flac") or (format, subtype) == ("flac", "float")):
+        raise typer.BadParameter(f"{format} files have no {subtype} samples")
+    if any(separator in suffix for separator in "/\\"):
+        raise typer.BadParameter("--suffix is part of a file name and cannot lead to another folder")
+    options: FileOptions = {
+        "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="flasepformer-") as scratch:
+        folder = Path(scratch if out == STDOUT else out)
+        jobs, failures = plan_jobs(paths, folder, recursive=recursive, suffix=suffix)
+        if conflict := find_conflict(jobs, folder, format):
+            raise typer.BadParameter(
+                f"{conflict} would be written over by tracks of this run; choose another --out"
+            )
+        if out == STDOUT and len(jobs) + len(failures) != 1:
+            raise typer.BadParameter("standard output takes one track, so give one recording")
+        run = _Run(options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
+        for path, reason in failures:
+            run.fail(path, reason)
+        run.separate(jobs, folder, model, device)
+        if track is not None and run.counts()["done"]:
+            tracks = run.results[0]["tracks"]
+            if track > len(tracks):
+                raise typer.BadParameter(f"there is no track {track}; the model gives {len(tracks)}")
+            write_bytes(tracks[track - 1])
+    run.finish(strict=strict)
+    if as_json:
+        print_result(json.dumps(run.summary(), indent=2))
+    raise typer.Exit(run.exit_code)
+
+
+class _Run:
+    """One run of the command: what became of each recording, and the exit code.
+
+    Args:
+        options: For every recording.
+        quiet: Show no progress and no notes.
+        prints_tracks: Print the path of each track when it is there.
+    """
+
+    def __init__(self, options: "FileOptions", *, quiet: bool, prints_tracks: bool) -> None:
+        self.options = options
+        self.quiet = quiet
+        self.prints_tracks = prints_tracks
+        self.results: list[dict[str, Any]] = []
+        self.error: str | None = None
+        self.exit_code = 0
+
+    def separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
+        """Separate all recordings, unless the model, the device or the disk fails, or somebody interrupts."""
+        try:
+            if jobs:
+                self._separate(jobs, folder, model, device)
+        except KeyboardInterrupt:
+            self.exit_code, self.error = 130, "interrupted; the same command goes on from here"
+            print_message(self.error)
+
+    def _separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
+        from tqdm import tqdm
+
+        from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
+        from flasepformer.models import CheckpointError
+
+        try:
+            with growing_folder(folder):  # before the model is loaded: can anything be written there?
+                pass
+            with warnings.catch_warnings(record=True) as cautions:
+                warnings.simplefilter("always")
+                try:
+                    separator = Separator.from_pretrained(model, device)
+                except OSError as error:
+                    raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
+            for caution in cautions:
+                print_message(f"warning: {caution.message}")
+            shows_bar = not self.quiet and sys.stderr is not None and sys.stderr.isatty()
+            with tqdm(total=len(jobs), disable=not shows_bar, bar_format=_BAR, smoothing=0) as bar:
+                for index, job in enumerate(jobs):
+
+                    def tell(step: str, share: float, index: int = index) -> None:
+                        bar.set_description_str(f"{index + 1}/{len(jobs)} {step}", refresh=False)
+                        bar.update(index + share - bar.n)
+
+                    self._separate_one(separator, job, tell)
+        except (CheckpointError, DeviceError, OutputError) as error:
+            self.exit_code, self.error = 3, str(error)
+            print_message(f"error: {error}")
+
+    def _separate_one(self, separator: "Separator", job: Job, tell: "Progress") -> None:
+        from flasepformer.inference import AlreadySeparated, OutputError, SeparationError
+
+        source: str | BinaryIO = job.source
+        if source == STDIN:
+            if sys.stdin is None:
+                self.fail(STDIN, "standard input is closed")
+                return
+            source = sys.stdin.buffer
+        try:
+            options: FileOptions = {**self.options, "name": job.name, "progress": tell}
+            report = separator.separate_file_with_report(source, job.folder, **options)
+        except AlreadySeparated as error:
+            self.results.append({"input": job.source, "status": "skipped", "reason": str(error)})
+            self._note(f"skipped: {job.source}: {error}")
+        except OutputError:
+            raise
+        except (OSError, ValueError, SeparationError) as error:
+            named = Path(source) if isinstance(source, str) else getattr(source, "name", "stream")
+            self.fail(job.source, describe(error).removeprefix(f"{named}: "))
+        else:
+            tracks = [str(track) for track in report.tracks]
+            self.results.append({**asdict(report), "input": job.source, "status": "done", "tracks": tracks})
+            for caution in report.warnings:
+                print_message(f"warning: {job.source}: {caution}")
+            for note in report.notes:
+                self._note(f"note: {job.source}: {note}")
+            for track in tracks if self.prints_tracks else ():
+                print_result(track)
+
+    def fail(self, path: str, reason: str) -> None:
+        """Note an input that cannot be separated; the others go on."""
+        self.results.append({"input": path, "status": "failed", "reason": reason})
+        print_message(f"error: {path}: {reason}")
+
+    def finish(self, *, strict: bool) -> None:
+        """Settle the exit code, and after several recordings say what became of them."""
+        counts = self.counts()
+        if self.exit_code == 0 and (
+            counts["failed"] or (strict and any(result.get("warnings") for result in self.results))
+        ):
+            self.exit_code = 1
+        if len(self.results) > 1 and not self.quiet:
+            print_message(", ".join(f"{count} {status}" for status, count in counts.items()))
+            for result in self.results:
+                if result["status"] == "failed":
+                    print_message(f"  failed  {result['input']}: {result['reason']}")
+
+    def counts(self) -> dict[str, int]:
+        """Return how many recordings were done, skipped and failed."""
+        counted = Counter(result["status"] for result in self.results)
+        return {status: counted[status] for status in ("done", "skipped", "failed")}
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything about the run, for a program."""
+        return {"exit_code": self.exit_code, "error": self.error, **self.counts(), "results": self.results}
+
+    def _note(self, line: str) -> None:
+        if not self.quiet:
+            print_message(line)

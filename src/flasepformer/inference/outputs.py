@@ -1,0 +1,151 @@
+"""Where tracks go: names for every system, a hidden folder while they grow, then all in place at once."""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # Windows has no lock of this kind: there two runs into one folder are the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+MAX_NAME_BYTES = 255
+"""Longest file name that common file systems hold."""
+
+_UNPORTABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+
+class OutputError(OSError):
+    """The tracks cannot be written: the folder, its permissions or the disk; the message says what to do."""
+
+
+class AlreadySeparated(FileExistsError):
+    """All the files that would be written are there, from an earlier run that was complete."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that one separation leaves: one track per talker, and the report, put in place last."""
+
+    tracks: tuple[Path, ...]
+    report: Path
+
+    def check_absent(self) -> None:
+        """Raise unless none of the files exists.
+
+        Raises:
+            AlreadySeparated: All exist.
+            FileExistsError: Some exist: an earlier run was cut off just then, or they are somebody else's.
+        """
+        there = [path for path in (*self.tracks, self.report) if os.path.lexists(path)]
+        if len(there) == len(self.tracks) + 1:
+            raise AlreadySeparated(f"{self.report} and its tracks exist; overwrite them, or add a suffix")
+        if there:
+            raise FileExistsError(
+                f"{there[0]} exists, but not all of {self.report.name} and its tracks; "
+                "overwrite them, or add a suffix"
+            )
+
+
+def portable_name(name: str) -> str:
+    """Return a file or folder name that every common file system takes, the same if it already is one.
+
+    >>> portable_name("talk: part 1?"), portable_name("aux"), portable_name("..")
+    ('talk_ part 1_', '_aux', '__')
+    """
+    name = _UNPORTABLE.sub("_", name)
+    if stripped := len(name) - len(name.rstrip(". ")):
+        name = name[:-stripped] + "_" * stripped
+    return f"_{name}" if _RESERVED.fullmatch(name) else name
+
+
+def plan_outputs(folder: Path, name: str, n_tracks: int, extension: str) -> Outputs:
+    """Name the files of one separation: `talk_speaker1.wav`, `talk_speaker2.wav`, `talk_separation.json`.
+
+    A name too long for the file system is cut, and told from others by eight digits of its hash.
+    """
+    name = portable_name(name)
+    longest = max(len(f"_speaker{n_tracks}.{extension}"), len("_separation.json"))
+    raw = os.fsencode(name)
+    if len(raw) + longest > MAX_NAME_BYTES:
+        kept = raw[: MAX_NAME_BYTES - longest - 9].decode(errors="ignore")
+        name = f"{kept}~{hashlib.sha256(raw).hexdigest()[:8]}"
+    tracks = tuple(folder / f"{name}_speaker{index}.{extension}" for index in range(1, n_tracks + 1))
+    return Outputs(tracks, folder / f"{name}_separation.json")
+
+
+@contextmanager
+def growing_folder(folder: Path) -> Iterator[Path]:
+    """Make the output folder and, in it, a hidden folder of our own that is removed at the end.
+
+    Raises:
+        OutputError: The folder cannot be made or written in.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        growing = tempfile.TemporaryDirectory(prefix=".flasepformer-", dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OutputError(f"cannot write in {folder}: {reason}; choose another folder with --out") from error
+    with growing as path:
+        yield Path(path)
+
+
+def publish(grown: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> None:
+    """Give the finished files their final names, report last; other runs into the same folder wait meanwhile.
+
+    An interrupt takes effect when all are in place: a thread moves them, and signals reach the main one.
+
+    Args:
+        grown: The finished tracks and then the report, on the same file system as their final names.
+        outputs: Their final names.
+        overwrite: Replace what is there; otherwise raise as `Outputs.check_absent` does.
+    """
+
+    def move() -> None:
+        with _locked(outputs.report.parent):
+            if not overwrite:
+                outputs.check_absent()
+            outputs.report.unlink(missing_ok=True)  # no report, no complete separation
+            for source, target in zip(grown, (*outputs.tracks, outputs.report), strict=True):
+                source.replace(target)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(move).result()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which leaves no file and ends with its process."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks: each file is still whole
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        os.fsync(descriptor)  # the names, too, survive a power cut
+    finally:
+        os.close(descriptor)
+
+
+def explain_write_failure(error: OSError, folder: Path, n_bytes: int) -> OutputError:
+    """Say why tracks of `n_bytes` could not be written; libraries often only say "system error"."""
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes:
+        return OutputError(
+            f"disk full: the tracks need {n_bytes / 1e6:.1f} MB and {folder} has {free / 1e6:.1f} MB free; "
+            "make room, or choose another folder with --out, then run the same command again"
+        )
+    return OutputError(f"cannot write in {folder}: {error.strerror or error}")

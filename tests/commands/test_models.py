@@ -1,0 +1,23 @@
+import json
+
+from typer.testing import CliRunner
+
+from flasepformer.cli import app
+from flasepformer.models import list_models
+
+
+def test_models_are_listed_with_their_sizes():
+    result = CliRunner().invoke(app, ["models"])
+    assert result.exit_code == 0
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["NAME", "RATE", "TALKERS", "PARAMETERS", "LICENCE", "DESCRIPTION"]
+    assert len(rows) == len(list_models())
+    row = next(row for row in rows if row.startswith("fla-sepreformer-b "))
+    assert row.split()[:5] == ["fla-sepreformer-b", "8000", "Hz", "2", "14,085,952"]
+
+
+def test_models_as_json_say_the_same():
+    result = CliRunner().invoke(app, ["models", "--json"])
+    infos = {info["name"]: info for info in json.loads(result.stdout)}
+    assert infos["fla-sepreformer-t"]["n_parameters"] == 3_680_544
+    assert list(infos) == [info.name for info in list_models()]

@@ -1,0 +1,622 @@
+import fcntl
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from flasepformer.cli import app, main
+from flasepformer.inference import Separator
+from flasepformer.models import SepReformer, SepReformerConfig, save_model
+
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A real model, far too small to separate anything, with two talkers at 8 kHz."""
+    torch.manual_seed(0)
+    config = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
+    folder = tmp_path_factory.mktemp("model")
+    save_model(SepReformer(config), folder, {"licence": "CC0-1.0"})
+    return folder
+
+
+@pytest.fixture
+def run(model):
+    """Run `flasepformer separate` in this process; exit code, stdout and stderr come back."""
+
+    def invoke(*arguments, stdin=None):
+        words = ["separate", "--model", str(model), "--device", "cpu", *map(str, arguments)]
+        result = CliRunner().invoke(app, words, input=stdin, catch_exceptions=False)
+        return result.exit_code, result.stdout, result.stderr
+
+    return invoke
+
+
+@pytest.fixture
+def start(model):
+    """Start `flasepformer separate` as a process of its own."""
+    processes = []
+
+    def popen(*arguments, before=(), **options):
+        words = [
+            sys.executable,
+            "-m",
+            "flasepformer",
+            "separate",
+            "--model",
+            model,
+            "--device",
+            "cpu",
+            *arguments,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        processes.append(subprocess.Popen([*before, *map(os.fspath, words)], env=environment, **pipes))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def record(path, seconds=0.5, seed=0, **options):
+    """Write noise that the program takes for speech."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(int(RATE * seconds))
+    with path.open("wb") as file:
+        soundfile.write(file, noise, RATE, **{"format": "WAV", **options})
+    return path
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def outputs(*stems):
+    return sorted(
+        f"{stem}_{end}" for stem in stems for end in ("separation.json", "speaker1.wav", "speaker2.wav")
+    )
+
+
+@contextmanager
+def small_disk(folder, options):
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"no small disk to fill: {mount.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_recording_becomes_tracks_whose_names_are_printed(run, tmp_path):
+    record(tmp_path / "talk.wav")
+    code, stdout, stderr = run(tmp_path / "talk.wav", "--out", tmp_path / "out")
+    assert code == 0
+    assert stdout.splitlines() == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
+    assert stderr == ""
+    assert names(tmp_path / "out") == outputs("talk")
+    assert soundfile.info(tmp_path / "out" / "talk_speaker1.wav").frames == 4000
+
+
+def test_json_is_one_object_with_a_result_for_every_input(run, model, tmp_path):
+    record(tmp_path / "talk.wav")
+    code, stdout, stderr = run(
+        tmp_path / "talk.wav", tmp_path / "gone.wav", "--out", tmp_path / "out", "--json"
+    )
+    summary = json.loads(stdout)
+    assert code == summary["exit_code"] == 1
+    assert (summary["done"], summary["skipped"], summary["failed"], summary["error"]) == (1, 0, 1, None)
+    failed, done = summary["results"]
+    assert failed == {
+        "input": str(tmp_path / "gone.wav"),
+        "status": "failed",
+        "reason": "no such file or directory",
+    }
+    assert done["status"] == "done"
+    assert done["tracks"] == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
+    assert done["model"] == {"name": str(model), "licence": "CC0-1.0", "sample_rate": 8000, "n_sources": 2}
+    assert done["seconds"] == 0.5
+    assert "error: " in stderr
+
+
+def test_bad_inputs_are_named_and_the_others_are_done(run, tmp_path):  # rows 1, 3, 5, 6, 7, 8, 65
+    record(tmp_path / "good.wav")
+    record(tmp_path / "flac called.mp3", format="FLAC")
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "page.wav").write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    record(tmp_path / "header.wav", seconds=0)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("no audio")
+    inputs = ["gone.wav", "good.wav", "empty.wav", "page.wav", "header.wav", "folder", "flac called.mp3", ""]
+    code, stdout, stderr = run(
+        *(tmp_path / name if name else "" for name in inputs), "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert len(stdout.splitlines()) == 4
+    assert names(tmp_path / "out") == outputs("good", "flac called")
+    lines = stderr.splitlines()
+    for name, reason in {
+        "gone.wav": "no such file or directory",
+        "empty.wav": "empty file",
+        "page.wav": "not audio: looks like HTML",
+        "header.wav": "recording has no samples",
+        "folder": "there is no audio in this folder",
+    }.items():
+        assert any(line.startswith(f"error: {tmp_path / name}: {reason}") for line in lines), name
+        assert any(line.startswith(f"  failed  {tmp_path / name}: {reason}") for line in lines), name
+    assert "2 done, 0 skipped, 6 failed" in lines
+
+
+def test_a_folder_keeps_its_shape_and_is_done_once(run, tmp_path):  # rows 2, 43
+    record(tmp_path / "in" / "a.wav")
+    record(tmp_path / "in" / "deep" / "er" / "b.WAV")
+    record(tmp_path / "in" / ".hidden.wav")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    out = tmp_path / "in" / "tracks"
+    assert run(tmp_path / "in", "--out", out, "--no-recursive")[0] == 0
+    assert names(out) == outputs("a")
+    code, stdout, stderr = run(
+        tmp_path / "in", "--out", out
+    )  # its own tracks are no input, and a.wav is done
+    assert code == 0
+    assert stdout.splitlines() == [str(out / "deep" / "er" / f"b_speaker{index}.wav") for index in (1, 2)]
+    assert names(out) == outputs("a", "deep/er/b")
+    assert f"skipped: {tmp_path / 'in' / 'a.wav'}: " in stderr
+    assert "1 done, 1 skipped, 0 failed" in stderr
+
+
+def test_tracks_beside_their_recordings_are_not_separated_again(run, tmp_path):
+    record(tmp_path / "a.wav")
+    record(tmp_path / "b_speaker1.wav")  # somebody's recording, not a track: there is no report
+    for _ in range(2):
+        assert run(tmp_path, "--out", tmp_path)[0] == 0
+    assert names(tmp_path) == sorted([*outputs("a", "b_speaker1"), "a.wav", "b_speaker1.wav"])
+
+
+def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
+    record(tmp_path / "talk.wav")
+    arguments = (tmp_path / "talk.wav", "--out", tmp_path / "out")
+    run(*arguments)
+    track = tmp_path / "out" / "talk_speaker1.wav"
+    track.write_bytes(b"precious")
+    code, stdout, stderr = run(*arguments)
+    assert (code, stdout) == (0, "")
+    assert "exist; overwrite them, or add a suffix" in stderr
+    assert run(*arguments, "--suffix", "_again")[0] == 0
+    assert track.read_bytes() == b"precious"
+    assert names(tmp_path / "out") == outputs("talk", "talk_again")
+    assert run(*arguments, "--overwrite")[0] == 0
+    assert soundfile.info(track).frames == 4000
+    (tmp_path / "out" / "talk_separation.json").unlink()
+    code, _, stderr = run(*arguments)
+    assert code == 1
+    assert "talk_speaker1.wav exists, but not all of talk_separation.json and its tracks" in stderr
+
+
+def test_recordings_of_one_name_get_tracks_of_their_own(run, tmp_path):  # row 44
+    for seed, name in enumerate(["a/talk.wav", "b/talk.wav", "b/Talk.flac"]):
+        record(tmp_path / name, seed=seed, format="FLAC" if name.endswith("flac") else "WAV")
+    paths = [tmp_path / "a" / "talk.wav", tmp_path / "b" / "talk.wav", tmp_path / "b" / "Talk.flac"]
+    assert run(*paths, paths[0], "--out", tmp_path / "out")[0] == 0  # the first one again: once is enough
+    assert names(tmp_path / "out") == outputs("talk", "talk_2", "Talk_3")
+    assert json.loads((tmp_path / "out" / "talk_2_separation.json").read_text())["input"] == str(paths[1])
+
+
+def test_a_run_that_would_write_over_its_inputs_is_refused(run, tmp_path):  # row 45
+    for name in ("talk.wav", "talk_speaker1.wav"):
+        record(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in names(tmp_path)]
+    both = (tmp_path / "talk.wav", tmp_path / "talk_speaker1.wav", "--out", tmp_path, "--overwrite")
+    for arguments in (both, (tmp_path / "talk.wav", "--out", tmp_path / "talk.wav")):
+        code, _, stderr = run(*arguments)
+        assert code == 2
+        assert "would be written over" in stderr
+    assert [(tmp_path / name).read_bytes() for name in names(tmp_path)] == before
+
+
+def test_names_of_all_kinds_work(run, tmp_path, monkeypatch):  # rows 46, 47
+    inputs = [
+        "a b.wav",
+        "Gespräch 😀.wav",
+        "-x.wav",
+        "x" * 251 + ".wav",
+        "two\nlines.wav",
+        "CON.wav",
+        "q?.wav",
+    ]
+    inputs.append(os.fsdecode(b"caf\xe9.wav"))
+    for name in inputs:
+        record(tmp_path / name, seconds=0.1)
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run("--out", "out", "--", *inputs)
+    assert code == 0, stderr
+    tracks = [name for name in names(tmp_path / "out") if name.endswith(".wav")]
+    assert len(tracks) == 16
+    assert len(stdout.splitlines()) == 16  # none of them on two lines
+    assert {
+        "a b_speaker1.wav",
+        "Gespräch 😀_speaker2.wav",
+        "-x_speaker1.wav",
+        "two_lines_speaker1.wav",
+    } < set(tracks)
+    assert {"_CON_speaker1.wav", "q__speaker1.wav", os.fsdecode(b"caf\xe9_speaker1.wav")} < set(tracks)
+    code, stdout, _ = run("--out", "out", "--json", "--", *inputs)
+    assert (code, json.loads(stdout)["skipped"]) == (0, 8)
+
+
+def test_a_recording_that_may_not_be_read_is_a_failure_of_its_own(start, tmp_path):  # row 4
+    secret, talk = record(tmp_path / "secret.wav"), record(tmp_path / "talk.wav")
+    secret.chmod(0)
+    powerless = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if powerless and not shutil.which("setpriv"):
+        pytest.skip("root may read everything, and there is no setpriv to take that away")
+    process = start(secret, talk, "--out", tmp_path / "out", before=powerless)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    told = stderr.decode().splitlines()
+    assert told[0].startswith(f"error: {secret}: ")
+    assert told[0].endswith("permission denied")
+    assert names(tmp_path / "out") == outputs("talk")
+
+
+def test_a_disk_that_is_read_only_is_found_before_the_model_is_loaded(run, tmp_path):  # row 41
+    talk = record(tmp_path / "talk.wav")
+    with small_disk(tmp_path / "out", "ro") as out:
+        code, _, stderr = run(talk, "--out", out, "--model", "no such model")
+        assert code == 3
+        assert (
+            stderr
+            == f"error: cannot write in {out}: Read-only file system; choose another folder with --out\n"
+        )
+
+
+def test_an_output_folder_is_made_and_a_file_is_refused(run, tmp_path):  # row 41
+    talk = record(tmp_path / "talk.wav")
+    (tmp_path / "file").touch()
+    assert run(talk, "--out", tmp_path / "new" / "out")[0] == 0
+    assert names(tmp_path / "new" / "out") == outputs("talk")
+    code, stdout, stderr = run(talk, "--out", tmp_path / "file", "--json")
+    assert code == json.loads(stdout)["exit_code"] == 3
+    assert f"cannot write in {tmp_path / 'file'}: it is a file; choose another folder with --out" in stderr
+
+
+def test_a_full_disk_keeps_what_is_done_and_says_what_is_needed(run, tmp_path):  # row 42
+    short, long = record(tmp_path / "a.wav"), record(tmp_path / "b.wav", seconds=10)  # 2 x 16 kB, 2 x 320 kB
+    with small_disk(tmp_path / "out", "size=500k") as out:
+        code, stdout, stderr = run(short, long, short.with_name("c.wav"), "--out", out)
+        assert code == 3
+        assert len(stdout.splitlines()) == 2
+        assert names(out) == outputs("a")
+        assert not [path for path in out.iterdir() if path.is_dir()]
+    assert "disk full: the tracks need 0.6 MB and" in stderr
+
+
+def test_short_recordings_keep_their_length(run, tmp_path):  # rows 34, 35
+    lengths = (1, 15, 801)
+    talks = [record(tmp_path / f"{length}.wav", seconds=(length + 0.1) / RATE) for length in lengths]
+    assert run(*talks, "--out", tmp_path)[0] == 0
+    assert [soundfile.info(tmp_path / f"{length}_speaker2.wav").frames for length in lengths] == list(lengths)
+
+
+def test_silence_gives_silent_tracks_and_a_note(run, tmp_path):  # rows 31, 32
+    for name, peak in (("silence", 0), ("dither", 2)):
+        samples = np.random.default_rng(0).integers(-peak, peak + 1, RATE).astype(np.int16)
+        soundfile.write(tmp_path / f"{name}.wav", samples, RATE)
+    code, _, stderr = run(tmp_path / "silence.wav", tmp_path / "dither.wav", "--out", tmp_path / "out")
+    assert code == 0
+    for name in ("silence", "dither"):
+        assert f"note: {tmp_path / name}.wav: no speech" in stderr
+        report = json.loads((tmp_path / "out" / f"{name}_separation.json").read_text())
+        assert [note.split(":")[0] for note in report["notes"]] == ["no speech"]
+        for index in (1, 2):
+            track, _ = soundfile.read(tmp_path / "out" / f"{name}_speaker{index}.wav")
+            assert track.shape == (RATE,)
+            assert not track.any()
+    assert run(tmp_path / "silence.wav", "--out", tmp_path / "quiet", "--quiet")[2] == ""
+
+
+def test_speech_after_a_long_silence_is_found_in_place(run, tmp_path):  # row 33
+    speech = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    soundfile.write(tmp_path / "talk.flac", np.concatenate([np.zeros(12 * RATE), speech]), RATE)
+    assert run(tmp_path / "talk.flac", "--out", tmp_path, "--format", "flac")[0] == 0
+    track, _ = soundfile.read(tmp_path / "talk_speaker1.flac")
+    assert len(track) == 13 * RATE
+    assert not track[: 12 * RATE - 400].any()
+    assert track[12 * RATE :].any()
+
+
+def test_a_truncated_recording_is_used_and_strict_tells(run, tmp_path):  # row 9 through the command
+    talk = record(tmp_path / "talk.wav", seconds=1)
+    talk.write_bytes(talk.read_bytes()[: 44 + RATE])  # half of its 16-bit samples
+    for strict, expected in (((), 0), (("--strict",), 1)):
+        code, _, stderr = run(talk, "--out", tmp_path / "out", "--overwrite", *strict)
+        assert code == expected
+        assert f"warning: {talk}: " in stderr
+        assert names(tmp_path / "out") == outputs("talk")
+    warnings = json.loads((tmp_path / "out" / "talk_separation.json").read_text())["warnings"]
+    assert any("0.5" in warning for warning in warnings), warnings
+    assert soundfile.info(tmp_path / "out" / "talk_speaker1.wav").frames == RATE // 2
+
+
+def video(path, n_audio_streams):
+    """Make a real video with any number of audio streams, each of a noise of its own."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=10)
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        voices = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in range(n_audio_streams)]
+        for _ in range(5):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode())
+        for seed, voice in enumerate(voices):
+            noise = np.random.default_rng(seed).integers(-3000, 3000, (1, RATE // 2), dtype=np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.sample_rate = RATE
+            container.mux(voice.encode(frame))
+            container.mux(voice.encode())
+    return path
+
+
+def test_the_sound_of_a_video_is_separated_stream_by_stream(run, tmp_path):  # rows 21, 22, 23
+    code, _, stderr = run(video(tmp_path / "mute.mkv", 0), "--out", tmp_path / "out")
+    assert code == 1
+    assert "no audio stream" in stderr
+    two = video(tmp_path / "two.mkv", 2)
+    code, _, stderr = run(two, "--out", tmp_path / "first")
+    assert code == 0
+    assert f"warning: {two}: " in stderr
+    assert run(two, "--out", tmp_path / "second", "--stream", "1")[0] == 0
+    tracks = [soundfile.read(tmp_path / folder / "two_speaker1.wav")[0] for folder in ("first", "second")]
+    assert [len(track) for track in tracks] == [RATE // 2] * 2
+    assert not np.array_equal(*tracks)
+
+
+def test_one_channel_of_several_is_chosen(run, model, tmp_path):  # row 20
+    samples = 0.1 * np.random.default_rng(0).standard_normal((RATE, 6))
+    soundfile.write(tmp_path / "array.wav", samples, RATE, subtype="FLOAT")
+    assert run(tmp_path / "array.wav", "--channel", "4", "--out", tmp_path)[0] == 0
+    expected = Separator.from_pretrained(model, "cpu").separate(samples[:, 3], RATE)
+    np.testing.assert_allclose(soundfile.read(tmp_path / "array_speaker1.wav")[0], expected[0], atol=1e-6)
+    code, _, stderr = run(tmp_path / "array.wav", "--channel", "7", "--out", tmp_path / "out")
+    assert code == 1
+    assert "has 6 channels, so there is no channel 7" in stderr
+
+
+def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_path):  # rows 39, 40
+    talk = record(tmp_path / "talk.wav")
+    assert run("-", "--out", tmp_path / "out", stdin=talk.read_bytes())[0] == 0
+    assert names(tmp_path / "out") == outputs("stdin")
+    words = ["separate", "--model", str(model), "-", "--out", "-", "--track", "2"]
+    result = CliRunner().invoke(app, words, input=talk.read_bytes())
+    assert result.exit_code == 0
+    assert result.stdout_bytes == (tmp_path / "out" / "stdin_speaker2.wav").read_bytes()
+    code, _, stderr = run("-", "--out", tmp_path / "out", stdin=b"")
+    assert (code, "skipped" in stderr) == (0, True)
+    code, _, stderr = run("-", "--out", tmp_path / "none", stdin=b"")
+    assert (code, stderr.strip()) == (1, "error: -: empty file")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a.wav", "--out", "-"),  # row 40: which track?
+        ("a.wav", "--track", "1"),
+        ("a.wav", "b.wav", "--out", "-", "--track", "1"),
+        ("a.wav", "--out", "-", "--track", "3"),  # the model gives two
+        ("a.wav", "--out", "-", "--track", "1", "--json"),
+        ("a.wav", "--format", "mp3", "--subtype", "pcm16"),
+        ("a.wav", "--format", "flac", "--subtype", "float"),
+        ("a.wav", "--format", "aac"),
+        ("a.wav", "--device", "abacus"),
+        ("a.wav", "--suffix", "../x"),
+        ("a.wav", "--no-such-option"),
+        (),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_writes_nothing(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav"):
+        record(tmp_path / name)
+    code, stdout, stderr = run(*arguments)
+    assert (code, stdout) == (2, "")
+    assert "Usage: " in stderr
+    assert names(tmp_path) == ["a.wav", "b.wav"]
+
+
+def test_devices_loops_and_sparse_files_are_refused(run, tmp_path):  # row 48
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    with (tmp_path / "sparse.wav").open("wb") as file:
+        header = record(tmp_path / "talk.wav").read_bytes()[:44]
+        file.write(header[:40] + b"\xff\xff\xff\xff")  # a header that was piped: the samples last to the end
+        file.truncate(1 << 40)
+    code, _, stderr = run(
+        "/dev/zero", tmp_path / "loop.wav", tmp_path / "sparse.wav", "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert "error: /dev/zero: is a device" in stderr
+    assert f"error: {tmp_path / 'loop.wav'}: too many levels of symbolic links" in stderr
+    assert (
+        f"error: {tmp_path / 'sparse.wav'}: sparse file, of 1099.5 GB nearly all were never written" in stderr
+    )
+    assert names(tmp_path / "out") == []
+
+
+def test_an_input_that_vanishes_during_the_run_is_a_failure_of_its_own(run, tmp_path):  # row 38
+    os.mkfifo(tmp_path / "a.wav")
+    for name in ("b.wav", "c.wav"):
+        record(tmp_path / name)
+
+    def meddle():
+        content = (tmp_path / "c.wav").read_bytes()
+        with (tmp_path / "a.wav").open("wb") as pipe:  # opens when the run has come to a.wav
+            (tmp_path / "b.wav").unlink()
+            pipe.write(content)
+
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    code, _, stderr = run(
+        *(tmp_path / name for name in ("a.wav", "b.wav", "c.wav")), "--out", tmp_path / "out"
+    )
+    meddler.join()
+    assert code == 1
+    assert f"error: {tmp_path / 'b.wav'}: no such file or directory" in stderr
+    assert names(tmp_path / "out") == outputs("a", "c")
+
+
+def damage_weights(folder, damage):
+    weights = load_file(folder / "model.safetensors")
+    if damage == "truncated":
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif damage == "pickled":
+        torch.save(weights, folder / "model.safetensors")
+    else:
+        weights["encoder.surplus"] = weights.pop("encoder.weight")
+        save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("truncated", "damaged"), ("pickled", "not a safetensors file"), ("renamed", "encoder.weight")],
+)
+def test_a_model_that_is_refused_exits_with_3_before_anything_is_written(
+    run, model, tmp_path, damage, message
+):  # rows 57, 58
+    talk = record(tmp_path / "talk.wav")
+    shutil.copytree(model, tmp_path / "broken")
+    damage_weights(tmp_path / "broken", damage)
+    code, _, stderr = run(talk, "--model", tmp_path / "broken", "--out", tmp_path / "out")
+    assert code == 3
+    assert message in stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_a_model_or_device_that_is_not_there_exits_with_3(run, tmp_path):
+    talk = record(tmp_path / "talk.wav")
+    code, stdout, stderr = run(talk, "--model", "sepformer", "--out", tmp_path / "out", "--json")
+    assert code == json.loads(stdout)["exit_code"] == 3
+    assert "no model and no file is called 'sepformer'" in json.loads(stdout)["error"]
+    if not torch.cuda.is_available():
+        code, _, stderr = run(talk, "--device", "cuda", "--out", tmp_path / "out")
+        assert code == 3
+        assert "error: device cuda cannot be used" in stderr
+
+
+@pytest.fixture
+def standstill(tmp_path):
+    """One recording, then a pipe that stays open and empty: the run stands still there, halfway."""
+    record(tmp_path / "a.wav")
+    pipe = tmp_path / "b.wav"
+    os.mkfifo(pipe)
+    opened = []
+
+    def wait():
+        deadline = time.monotonic() + 300
+        while not opened:
+            try:
+                opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # refused until the run reads it
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+    yield (tmp_path / "a.wav", pipe, "--out", tmp_path / "out"), wait
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, capfd, number):  # row 51
+    arguments, wait = standstill
+
+    def interrupt():
+        wait()
+        os.kill(os.getpid(), number)
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    words = ["flasepformer", "separate", "--model", model, "--device", "cpu", *arguments]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    threading.Thread(target=interrupt).start()
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    stdout, stderr = capfd.readouterr()
+    assert end.value.code == 130
+    assert len(stdout.splitlines()) == 2
+    assert stderr == "interrupted; the same command goes on from here\n"
+    assert names(arguments[-1]) == outputs("a")
+    assert not any(path.is_dir() for path in arguments[-1].iterdir())
+
+
+def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, start, standstill):  # row 52
+    arguments, wait = standstill
+    process = start(*arguments)
+    wait()
+    process.kill()
+    stdout, _ = process.communicate(timeout=300)
+    assert len(stdout.splitlines()) == 2
+    assert names(arguments[-1]) == outputs("a")
+    arguments[1].unlink()
+    record(arguments[1])
+    code, stdout, stderr = run(*arguments)
+    assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 2, True)
+    assert names(arguments[-1]) == outputs("a", "b")
+
+
+def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path):  # row 67
+    name = os.fsdecode("Gespräch 😀".encode() + b"\xe9.wav")
+    record(tmp_path / name)
+    process = start(tmp_path / name, "--out", tmp_path / "out", env={"LC_ALL": "C", "PYTHONUTF8": "0"})
+    process.stdout.close()  # like head, when it has seen enough
+    process.stdout = None
+    _, stderr = process.communicate(timeout=300)
+    assert (process.returncode, stderr) == (0, b"")
+    assert len(names(tmp_path / "out")) == 3
+
+
+def test_standard_input_feeds_a_run_with_its_other_streams_closed(start, tmp_path):  # rows 39, 67
+    talk = record(tmp_path / "talk.wav")
+    close_both = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash"]
+    with talk.open("rb") as stdin:
+        process = start("-", tmp_path / "gone.wav", "--out", tmp_path / "out", before=close_both, stdin=stdin)
+        process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert names(tmp_path / "out") == outputs("stdin")
+    assert json.loads((tmp_path / "out" / "stdin_separation.json").read_text())["input"] == "<stdin>"
+
+
+def test_a_terminal_gets_a_bar_with_the_time_left(start, tmp_path):
+    talk = record(tmp_path / "talk.wav")
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
+    process = start(talk, "--out", tmp_path / "out", stderr=writer)
+    os.close(writer)
+    assert process.wait(timeout=300) == 0
+    screen = os.read(reader, 65536)
+    os.close(reader)
+    assert b"1/1 done 100%|" in screen
+    assert b" left" in screen
