@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flasepformer.audio import mix_down
+from flasepformer.audio import mix_down, talkers_have_channels
 
 
 @pytest.fixture
@@ -61,3 +61,32 @@ def test_callers_samples_are_not_changed(voices):
 def test_one_axis_is_refused():
     with pytest.raises(ValueError, match=r"must be \(channel, time\)"):
         mix_down(np.zeros(100, np.float32))
+
+
+def two_seconds(seed):
+    """Return two seconds of noise that comes and goes like speech, 8 kHz."""
+    rng = np.random.default_rng(seed)
+    loudness = np.repeat(rng.random(20), 800)
+    return (loudness * rng.standard_normal(16_000)).astype(np.float32)
+
+
+def test_a_talker_on_each_channel_is_noticed():
+    assert talkers_have_channels(np.stack([two_seconds(0), 0.3 * two_seconds(1)]), 8000)
+
+
+@pytest.mark.parametrize("delay", [-300, 0, 7, 380])  # within 50 ms
+def test_one_talker_at_two_microphones_is_no_talker_for_each(delay):
+    speech, noise = two_seconds(0), two_seconds(1)
+    assert not talkers_have_channels(np.stack([speech, np.roll(speech, delay) + 0.5 * noise]), 8000)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.stack([two_seconds(0), np.zeros(16_000, np.float32)]),  # the other channel is silent
+        np.stack([two_seconds(i) for i in range(3)]),  # an array
+        np.stack([two_seconds(0), two_seconds(1)])[:, :7999],  # too short to tell
+    ],
+)
+def test_other_recordings_have_no_channel_for_each_talker(samples):
+    assert not talkers_have_channels(samples, 8000)

@@ -554,7 +554,8 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
         wait()
         os.kill(os.getpid(), number)
 
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    # A test run in the background ignores SIGINT, and so would the command.
+    handlers = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
     words = ["flasepformer", "separate", "--model", model, "--device", "cpu", *arguments]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     threading.Thread(target=interrupt).start()

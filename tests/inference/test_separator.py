@@ -2,8 +2,11 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +122,17 @@ def test_channels_are_mixed_down_once_and_antiphase_is_told(separator, voices):
         np.testing.assert_array_equal(separator.separate(np.stack([waveform, -waveform]), 8000), expected)
 
 
+def test_a_talker_on_each_channel_needs_no_model(separator, voices, tmp_path):
+    stereo = np.stack([voices(16_000), voices(16_000, seed=1)])
+    with pytest.warns(UserWarning, match="each channel carries a talker of its own"):
+        np.testing.assert_array_equal(separator.separate(stereo, 8000), stereo)
+    soundfile.write(tmp_path / "call.wav", stereo.T, 8000, subtype="FLOAT")
+    paths = separator.separate_file(tmp_path / "call.wav", tmp_path / "mixed", mix_channels=True)
+    expected = separator.separate(stereo.mean(axis=0), 8000)
+    for path, track in zip(paths, expected, strict=True):
+        np.testing.assert_allclose(soundfile.read(path)[0], track, atol=1e-6)
+
+
 def test_numpy_gives_numpy_and_torch_gives_torch(separator, voices):
     waveform = voices(8000)
     expected = separator.separate(waveform, 8000)
@@ -180,7 +194,8 @@ def test_a_model_that_computes_nonsense_gives_no_tracks(model_folder, voices, tm
 
 
 def test_a_file_becomes_tracks_and_a_report(separator, voices, tmp_path):
-    soundfile.write(tmp_path / "talk.wav", np.stack([voices(22_050), voices(22_050, seed=1)], 1), 22_050)
+    near, far = voices(22_050), voices(22_050, seed=1)
+    soundfile.write(tmp_path / "talk.wav", np.stack([near, near + far], 1), 22_050)
     steps = []
     paths = separator.separate_file(
         tmp_path / "talk.wav", tmp_path / "out", progress=lambda step, share: steps.append((step, share))
@@ -345,3 +360,27 @@ def test_a_device_out_of_memory_leaves_the_recording_to_the_processor(model_fold
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert any("separated on the CPU" in str(warning.message) for warning in said)
     np.testing.assert_allclose(tracks, expected, atol=1e-2 * np.abs(expected).max())
+
+
+TOO_LONG = """
+import resource, sys
+import numpy as np
+from flasepformer.inference import SeparationError, Separator
+separator = Separator.from_pretrained(sys.argv[1], "cpu")
+separator.separate(np.random.default_rng(0).standard_normal(8000).astype(np.float32), 8000)
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 100_000_000, -1))
+try:
+    separator.separate(np.random.default_rng(0).standard_normal(2_400_000).astype(np.float32), 8000)
+except SeparationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from /proc")
+def test_a_recording_too_long_for_the_memory_is_explained(model_folder):
+    command = [sys.executable, "-c", TOO_LONG, str(model_folder)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.stdout.startswith("5.0 minutes at once need more memory than there is"), result.stderr

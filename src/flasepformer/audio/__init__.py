@@ -5,7 +5,7 @@ read as far as it goes, and `Recording.warnings` says what is missing; one that 
 `AudioError` with the sentence to show. Nothing here imports torch.
 """
 
-from flasepformer.audio.mixdown import mix_down
+from flasepformer.audio.mixdown import mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, read_audio
 from flasepformer.audio.recording import AudioError, Recording
 from flasepformer.audio.resampling import resample
@@ -20,5 +20,6 @@ __all__ = [
     "mix_down",
     "read_audio",
     "resample",
+    "talkers_have_channels",
     "write_audio",
 ]

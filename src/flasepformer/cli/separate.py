@@ -46,6 +46,10 @@ def separate(
     ] = "auto",
     stream: Annotated[int | None, typer.Option(min=0, help="Audio stream of a video, from 0.")] = None,
     channel: Annotated[int | None, typer.Option(min=1, help="The only channel to separate, from 1.")] = None,
+    mix_channels: Annotated[
+        bool,
+        typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
+    ] = False,
     track: Annotated[int | None, typer.Option(min=1, help="The track for standard output, from 1.")] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 after any warning.")] = False,
@@ -68,7 +72,8 @@ def separate(
     if any(separator in suffix for separator in "/\\"):
         raise typer.BadParameter("--suffix is part of a file name and cannot lead to another folder")
     options: FileOptions = {
-        "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel
+        "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
+        "mix_channels": mix_channels,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="flasepformer-") as scratch:
         folder = Path(scratch if out == STDOUT else out)

@@ -18,12 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import flasepformer
-from flasepformer.audio import WRITABLE_FORMATS, allowed_rate, mix_down, read_audio, resample, write_audio
+from flasepformer.audio import (
+    WRITABLE_FORMATS,
+    allowed_rate,
+    mix_down,
+    read_audio,
+    resample,
+    talkers_have_channels,
+    write_audio,
+)
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_model, model_info
+from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
 """Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
@@ -33,6 +41,11 @@ MIN_SAMPLE_RATE = 2000
 
 MAX_CHANNELS = 64
 """More than this are samples, not channels: the axes have been swapped."""
+
+SEPARATE_CHANNELS = (
+    "each channel carries a talker of its own, so the tracks are the channels as they are; "
+    "mix the channels down (--mix-channels) to separate their mixture instead"
+)
 
 MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""
@@ -132,6 +145,8 @@ class FileOptions(TypedDict, total=False):
     """Audio stream of a file with several; the first by default."""
     channel: int | None
     """The one channel to separate, from 1; by default all are mixed down."""
+    mix_channels: bool
+    """Mix the channels down even where each of two carries a talker of its own."""
     progress: Progress
     """Called at every step."""
 
@@ -178,14 +193,16 @@ class Separator:
             DeviceError: The device cannot be used.
         """
         name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
-        return cls(load_model(name_or_path), device, info=model_info(name_or_path))
+        model, info = load_described_model(name_or_path)
+        return cls(model, device, info=info)
 
     def separate(self, waveform: Waveform, sample_rate: int) -> Waveform:
         """Separate a recording held in memory.
 
         Args:
-            waveform: (time,) or (channel, time); channels are mixed down. Floating point, or integers, which
-                count as PCM of their full scale.
+            waveform: (time,) or (channel, time). Channels are mixed down, unless each of two carries a talker
+                of its own: then they are the tracks. Floating point, or integers, which count as PCM of
+                their full scale.
             sample_rate: In Hz.
 
         Returns:
@@ -252,7 +269,8 @@ class Separator:
             with as_regular_file(source) as path:
                 recording = read_audio(path, stream=options.get("stream"))
             samples = _one_channel(recording.samples, options.get("channel"))
-            separation = self._separate(samples, _checked_rate(recording.sample_rate), tell)
+            mix_channels = options.get("mix_channels", False)
+            separation = self._separate(samples, _checked_rate(recording.sample_rate), tell, mix_channels)
             tell("writing", 0.95)
             fitted = _fit_format(separation.tracks, recording.sample_rate, form, subtype)
             seconds = samples.shape[-1] / recording.sample_rate
@@ -287,7 +305,11 @@ class Separator:
         return report
 
     def _separate(
-        self, samples: NDArray[np.float32], sample_rate: int, tell: Progress = _tell_nobody
+        self,
+        samples: NDArray[np.float32],
+        sample_rate: int,
+        tell: Progress = _tell_nobody,
+        mix_channels: bool = False,
     ) -> _Separation:
         """Separate (channel, time) of finite samples."""
         started = time.perf_counter()
@@ -298,18 +320,17 @@ class Separator:
                 f"samples must not exceed {MAX_PEAK:g}, got {peak:.3g}; scale the waveform first"
             )
         tell("preparing", 0.05)
-        exponent = math.frexp(peak)[
-            1
-        ]  # a power of two costs no rounding, so no level is too low or too high from here on
-        mixture, cautions = mix_down(np.ldexp(samples, -exponent))
+        if self.n_sources == 2 and not mix_channels and talkers_have_channels(samples, sample_rate):
+            taken = time.perf_counter() - started
+            return _Separation(samples.copy(), torch.device("cpu"), taken, (SEPARATE_CHANNELS,), ())
+        mixture, cautions = mix_down(samples)
         offset = float(mixture.mean(dtype=np.float64))
         mixture = mixture - np.float32(offset)
-        threshold = math.ldexp(SILENCE_PEAK, -exponent)
         notes = []
-        if abs(offset) > max(threshold, 0.01):
-            notes.append(f"a constant offset of {math.ldexp(offset, exponent):.3g} was removed")
+        if abs(offset) > 0.01 * peak:
+            notes.append(f"a constant offset of {offset:.3g} was removed")
         model_mixture = resample(mixture, sample_rate, self.sample_rate)
-        if min(_peak(mixture), _peak(model_mixture)) < threshold:
+        if min(_peak(mixture), _peak(model_mixture)) < SILENCE_PEAK:
             notes.append("no speech: the recording is silent, and so are the tracks")
             tracks = np.zeros((self.n_sources, n_samples), np.float32)
             return _Separation(tracks, self.device, time.perf_counter() - started, cautions, tuple(notes))
@@ -331,9 +352,8 @@ class Separator:
         tracks = np.zeros((self.n_sources, n_samples), np.float32)
         restored = resample(estimates, self.sample_rate, sample_rate)[:, :n_samples]
         tracks[:, : restored.shape[-1]] = restored
-        for span in silent_spans(mixture, sample_rate, threshold=threshold):
+        for span in silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK):
             tracks[:, span] = 0
-        tracks = np.ldexp(tracks, exponent)
         return _Separation(tracks, device, time.perf_counter() - started, cautions + fallbacks, tuple(notes))
 
     def _run_model(
@@ -348,16 +368,27 @@ class Separator:
         with torch.inference_mode():
             try:
                 device, estimates = self.device, self.model(batch.to(self.device))[0].float().cpu()
-            except (
-                RuntimeError
-            ) as error:  # out of memory, an operation that the device lacks, or a device lost
+            except RuntimeError as error:  # out of memory, an operation or the device itself is missing
                 if self.device.type == "cpu":
-                    raise
+                    raise self._explained(error, len(mixture)) from error
                 reason = str(error).split("\n")[0]
                 fallbacks = (f"{self.device} failed ({reason}); this recording was separated on the CPU",)
                 device = torch.device("cpu")
-                estimates = _on(device, self._original)(batch)[0].float()
+                try:
+                    estimates = _on(device, self._original)(batch)[0].float()
+                except RuntimeError as second:
+                    raise self._explained(second, len(mixture)) from second
         return estimates.numpy(), device, fallbacks
+
+    def _explained(self, error: RuntimeError, n_samples: int) -> RuntimeError:
+        """Return a failure on the CPU in words, if it is for want of memory; else the failure itself."""
+        if "allocate memory" not in str(error):
+            return error
+        minutes = n_samples / self.sample_rate / 60
+        return SeparationError(
+            f"{minutes:.1f} minutes at once need more memory than there is; "
+            "cut the recording into shorter ones, or use a smaller model"
+        )
 
 
 def _on(device: torch.device, model: nn.Module) -> nn.Module:

@@ -59,16 +59,21 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
         CheckpointError: If there is no such model, or its checkpoint is damaged, incomplete or not of a known
         layout.
     """
-    if str(name_or_path) in registered_names():
-        return build_model(str(name_or_path)).eval()
-    return _open(name_or_path)[0]
+    return load_described_model(name_or_path)[0]
+
+
+def load_described_model(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[nn.Module, ModelInfo]:
+    """Load a model and what is known of it; takes and raises the same as `load_model`."""
+    name = str(name_or_path)
+    if name in registered_names():
+        return build_model(name).eval(), registered_info(name)
+    return _open(name_or_path)
 
 
 def model_info(name_or_path: str | Path = DEFAULT_MODEL) -> ModelInfo:
     """Describe a model; takes and raises the same as `load_model`."""
-    if str(name_or_path) in registered_names():
-        return registered_info(str(name_or_path))
-    return _open(name_or_path)[1]
+    name = str(name_or_path)
+    return registered_info(name) if name in registered_names() else _open(name_or_path)[1]
 
 
 def list_models() -> list[ModelInfo]:
@@ -77,7 +82,13 @@ def list_models() -> list[ModelInfo]:
     return [model_info(name) for name in names]
 
 
-def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    info: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a model in our format.
 
     Both files appear under their final names only when they are complete; the weights go first.
@@ -87,12 +98,16 @@ def save_model(model: nn.Module, folder: str | Path, info: Mapping[str, Any] | N
         folder: Where to write `model.safetensors` and `config.json`; made if missing.
         info: What is known of the weights, kept in the config file under "info": "description", "licence" and
             anything else that JSON can hold.
+        dtype: Precision of the stored weights; float16 halves the file, and is loaded as float32.
     """
     family = next(name for name, (_, network) in FAMILIES.items() if isinstance(model, network))
     description = {"family": family, "config": vars(model.config), "info": dict(info or {})}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in model.state_dict().items()
+    }
     _write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
     _write_atomically(folder / CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode())
 

@@ -89,7 +89,7 @@ def train(
     The run's folder receives the resolved recipe, `curve.csv`, TensorBoard events, a checkpoint to resume
     from every few minutes and the best weights so far in our format (`best/`). A resumed run continues as if
     it had never stopped: every random number depends on the seed and the step alone. With several processes
-    (`accelerate launch`) each takes `batch_size` mixtures.
+    (`torchrun`) each takes `batch_size` mixtures.
 
     Args:
         recipe: What to train, on what, and how.
