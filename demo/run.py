@@ -75,11 +75,11 @@ def draw(waveforms: list[NDArray[np.float32]], sample_rate: int) -> None:
             torch.from_numpy(waveform), window, hop, window=torch.hann_window(window), return_complex=True
         )
         spectra.append(20 * torch.log10(spectrum.abs() + 1e-6).numpy())
-    top = np.percentile(spectra[0], 99.9)
+    top = np.percentile(spectra[0], 99)
     extent = (0, len(waveforms[0]) / sample_rate, 0, sample_rate / 2000)
     for axis, title, spectrum in zip(axes, titles, spectra, strict=True):
         image = axis.imshow(
-            spectrum, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 60, vmax=top
+            spectrum, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=top - 45, vmax=top
         )
         axis.set_title(title, loc="left")
         axis.set_ylabel("kHz")

@@ -1,9 +1,10 @@
+import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from flasepformer.layers import FocusedLinearAttention, GatedResidualAttention
-from flasepformer.ops import focus, linear_attention_naive
+from flasepformer.ops import PIECE_LENGTH, focus, linear_attention_naive
 
 
 def test_attention_is_the_paper_formula_written_out():
@@ -36,3 +37,15 @@ def test_without_gate_the_attention_is_added_whole():
     block = GatedResidualAttention(FocusedLinearAttention(8, 2), 8, nn.LayerNorm(8), None)
     x = torch.randn(1, 5, 8)
     assert_close(block(x), x + block.attention(block.norm(x)))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_long_recording_in_pieces_gives_the_same_as_the_whole(gated):
+    torch.manual_seed(0)
+    block = GatedResidualAttention(
+        FocusedLinearAttention(8, 2), 8, nn.LayerNorm(8), nn.LayerNorm(8) if gated else None
+    )
+    x = torch.randn(2, 2 * PIECE_LENGTH + 9, 8)
+    whole = block(x)  # gradients are recorded: all frames at once
+    with torch.no_grad():
+        assert_close(block(x), whole.detach())

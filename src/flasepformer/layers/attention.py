@@ -3,11 +3,20 @@
 Reference: Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasepformer.ops import focus, linear_attention
+from flasepformer.ops import (
+    PIECE_LENGTH,
+    KeyValueMeans,
+    attend_to_means,
+    focus,
+    key_value_means,
+    map_pieces,
+)
 
 RELU_FLOOR = 1e-6
 """Keeps queries and keys positive, so that a feature that ReLU has emptied still has a direction."""
@@ -45,11 +54,51 @@ class FocusedLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         key, value = self.key_value(x).chunk(2, dim=-1)
-        scale = F.softplus(self.scale).reciprocal()
-        query, key = (focus((F.relu(u) + RELU_FLOOR) * scale, self.power) for u in (self.query(x), key))
-        heads = [u.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for u in (query, key, value)]
-        attended = linear_attention(*heads) + self._convolve(heads[2])  # (batch, heads, frames, head_dim)
+        return self._attend(x, value, self._means(key, value, x.shape[1]))
+
+    def forward_in_pieces(self, pieces: Iterable[Tensor], n_frames: int) -> Callable[[Tensor], Tensor]:
+        """Summarize a recording that comes in pieces, and return what each piece then becomes.
+
+        Args:
+            pieces: (batch, some frames, n_channels), together all the frames.
+            n_frames: Their number.
+
+        Returns:
+            A function of (batch, some frames, n_channels) that gives what `forward` gives for these frames,
+            except for the first and last `halo` frames, which need their neighbours.
+        """
+        means = None
+        for piece in pieces:
+            key, value = self.key_value(piece).chunk(2, dim=-1)
+            part = self._means(key, value, n_frames)
+            means = part if means is None else means + part
+        assert means is not None
+
+        def attend(piece: Tensor, means: KeyValueMeans = means) -> Tensor:
+            return self._attend(piece, self.key_value(piece).chunk(2, dim=-1)[1], means)
+
+        return attend
+
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on, beside the means over all of them."""
+        return self.value_conv.kernel_size[0] // 2
+
+    def _attend(self, x: Tensor, value: Tensor, means: KeyValueMeans) -> Tensor:
+        attended = attend_to_means(self._split_heads(self._focus(self.query(x))), means)
+        attended = attended + self._convolve(self._split_heads(value))  # (batch, heads, frames, head_dim)
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _means(self, key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
+        return key_value_means(self._split_heads(self._focus(key)), self._split_heads(value), n_frames)
+
+    def _focus(self, u: Tensor) -> Tensor:
+        """Focus queries or keys over all channels, before the heads are split."""
+        return focus((F.relu(u) + RELU_FLOOR) / F.softplus(self.scale), self.power)
+
+    def _split_heads(self, u: Tensor) -> Tensor:
+        """Turn (batch, frames, channels) into (batch, heads, frames, head_dim)."""
+        return u.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
     def _convolve(self, value: Tensor) -> Tensor:
         """Filter the values of each head over time; (batch, heads, frames, head_dim), in and out."""
@@ -62,7 +111,7 @@ class GatedResidualAttention(nn.Module):
     x + sigmoid(gate(norm'(x))) * attention(norm(x)); without the gate x + attention(norm(x)).
 
     Args:
-        attention: The attention, (batch, frames, n_channels) in and out.
+        attention: The attention. Where no gradient is recorded, a long recording goes through it in pieces.
         n_channels: Feature channels.
         norm: Normalisation of the attention's input.
         gate_norm: Normalisation of the gate's input, or None for a block without gate.
@@ -73,7 +122,7 @@ class GatedResidualAttention(nn.Module):
     """
 
     def __init__(
-        self, attention: nn.Module, n_channels: int, norm: nn.Module, gate_norm: nn.Module | None
+        self, attention: FocusedLinearAttention, n_channels: int, norm: nn.Module, gate_norm: nn.Module | None
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -81,7 +130,15 @@ class GatedResidualAttention(nn.Module):
         self.gate = None if gate_norm is None else nn.Sequential(gate_norm, nn.Linear(n_channels, n_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = self.attention(self.norm(x))
+        n_frames = x.shape[1]
+        if torch.is_grad_enabled() or n_frames <= PIECE_LENGTH:
+            return self._add(x, self.attention)
+        pieces = (self.norm(piece) for piece in x.split(PIECE_LENGTH, dim=1))
+        attend = self.attention.forward_in_pieces(pieces, n_frames)
+        return map_pieces(lambda piece: self._add(piece, attend), x, halo=self.attention.halo)
+
+    def _add(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        attended = attend(self.norm(x))
         if self.gate is not None:
             attended = torch.sigmoid(self.gate(x)) * attended
         return x + attended

@@ -1,7 +1,24 @@
 """Pure tensor functions, without parameters or state: the mathematics that the layers are made of."""
 
 from flasepformer.ops.framing import overlap_add
-from flasepformer.ops.linear_attention import focus, linear_attention, linear_attention_naive
-from flasepformer.ops.pieces import map_pieces
+from flasepformer.ops.linear_attention import (
+    KeyValueMeans,
+    attend_to_means,
+    focus,
+    key_value_means,
+    linear_attention,
+    linear_attention_naive,
+)
+from flasepformer.ops.pieces import PIECE_LENGTH, map_pieces
 
-__all__ = ["focus", "linear_attention", "linear_attention_naive", "map_pieces", "overlap_add"]
+__all__ = [
+    "PIECE_LENGTH",
+    "KeyValueMeans",
+    "attend_to_means",
+    "focus",
+    "key_value_means",
+    "linear_attention",
+    "linear_attention_naive",
+    "map_pieces",
+    "overlap_add",
+]

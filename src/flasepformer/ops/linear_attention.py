@@ -4,6 +4,8 @@ Reference: Han et al., "FLatten Transformer: Vision Transformer using Focused Li
 Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -43,9 +45,31 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (batch, heads, frames, value_dim). Equals `linear_attention_naive`, its definition.
     """
-    context = key.mT @ (value / value.shape[-2])  # (batch, heads, head_dim, value_dim)
-    weight = query @ key.mean(dim=-2).unsqueeze(-1)  # (batch, heads, frames, 1)
-    return query @ context / (weight + EPS)
+    return attend_to_means(query, key_value_means(key, value, key.shape[-2]))
+
+
+@dataclass(frozen=True)
+class KeyValueMeans:
+    """All the global state of linear attention: means over the frames, or a part that adds up to them."""
+
+    context: Tensor
+    """(batch, heads, head_dim, value_dim), mean of key^T value."""
+    key: Tensor
+    """(batch, heads, head_dim), mean of the keys."""
+
+    def __add__(self, other: "KeyValueMeans") -> "KeyValueMeans":
+        return KeyValueMeans(self.context + other.context, self.key + other.key)
+
+
+def key_value_means(key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
+    """Return the share of these frames in the means over `n_frames`; shapes as in `linear_attention`."""
+    return KeyValueMeans(key.mT @ (value / n_frames), key.sum(dim=-2) / n_frames)
+
+
+def attend_to_means(query: Tensor, means: KeyValueMeans) -> Tensor:
+    """Let queries (batch, heads, frames, head_dim) attend to all the frames that the means are of."""
+    weight = query @ means.key.unsqueeze(-1)  # (batch, heads, frames, 1)
+    return query @ means.context / (weight + EPS)
 
 
 def linear_attention_naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
