@@ -108,15 +108,9 @@ def test_an_interrupt_waits_until_all_files_are_in_place(tmp_path):
         time.sleep(0.1)
         os.close(lock)
 
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a test run in the background ignores it
-    try:
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(KeyboardInterrupt):
-            publish(grown, outputs, overwrite=False)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        publish(grown, outputs, overwrite=False)
     assert names(tmp_path / "out") == ["talk_separation.json", "talk_speaker1.wav", "talk_speaker2.wav"]
 
 

@@ -142,6 +142,27 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(recipe, tmp_path):
     assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == step + 2
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
+    train(changed(recipe, n_steps=1, auxiliary_decay_steps=3), tmp_path / "run")
+    save_recipe(changed(recipe, auxiliary_decay_steps=3), tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [
+        "-m",
+        "flasepformer",
+        "train",
+        tmp_path / "recipe.yaml",
+        "--out",
+        tmp_path / "run",
+        "--resume",
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]
+    assert (progress["step"], progress["n_heard"]) == (6, 1 * 2 + 5 * 4)
+
+
 def test_a_run_does_not_overwrite_another(recipe, tmp_path):
     train(recipe, tmp_path / "run")
     with pytest.raises(TrainingError, match="holds a run already"):

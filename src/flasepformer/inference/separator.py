@@ -297,9 +297,7 @@ class Separator:
             except FileExistsError:
                 raise
             except OSError as error:
-                shutil.rmtree(
-                    growing, ignore_errors=True
-                )  # first, so that the free space counts without our own files
+                shutil.rmtree(growing, ignore_errors=True)  # so that the free space counts without our files
                 raise explain_write_failure(error, outputs.report.parent, fitted.tracks.nbytes) from error
         tell("done", 1.0)
         return report

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from flasepformer.data import DynamicMixing, SpeechStore, check_disjoint, read_utterances
 from flasepformer.metrics import best_permutation, pairwise, si_snr
 from flasepformer.models import SepReformer, load_model, save_model
-from flasepformer.training.losses import multi_stage_loss
+from flasepformer.training.losses import multi_stage_loss, si_snr_loss
 from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
 from flasepformer.training.schedules import learning_rate
 
@@ -67,6 +67,8 @@ class _TrainingStep(nn.Module):
         self.model = model
 
     def forward(self, mixtures: Tensor, sources: Tensor, auxiliary_weight: float) -> Tensor:
+        if auxiliary_weight == 0:  # the heads idle
+            return si_snr_loss(self.model(mixtures), sources)
         estimates, auxiliaries = self.model.forward_with_auxiliary(mixtures)
         return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
 
@@ -341,12 +343,20 @@ class _Run:
 
 def _accelerator(recipe: Recipe, folder: str | Path) -> Any:
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise ImportError('training needs the extra "train": pip install "flasepformer[train]"') from error
     Path(folder).mkdir(parents=True, exist_ok=True)
+    settings = recipe.optimization
+    may_idle = settings.auxiliary_weight == 0 or settings.auxiliary_decay_steps > 0
+    idle_heads = DistributedDataParallelKwargs(
+        find_unused_parameters=recipe.model.auxiliary_heads and may_idle
+    )
     return Accelerator(
-        mixed_precision=recipe.optimization.precision, log_with="tensorboard", project_dir=str(folder)
+        mixed_precision=settings.precision,
+        log_with="tensorboard",
+        project_dir=str(folder),
+        kwargs_handlers=[idle_heads],
     )
 
 
