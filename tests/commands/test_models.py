@@ -10,10 +10,15 @@ def test_models_are_listed_with_their_sizes():
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["NAME", "RATE", "TALKERS", "PARAMETERS", "LICENCE", "DESCRIPTION"]
+    assert header.split() == [
+        *("NAME", "FAMILY", "RATE", "TALKERS", "PARAMETERS", "GMAC/S", "WEIGHTS", "LICENCE", "DESCRIPTION")
+    ]
     assert len(rows) == len(list_models())
     row = next(row for row in rows if row.startswith("fla-sepreformer-b "))
-    assert row.split()[:5] == ["fla-sepreformer-b", "8000", "Hz", "2", "14,085,952"]
+    assert row.split()[:8] == [
+        *("fla-sepreformer-b", "sepreformer", "8000", "Hz", "2", "14,085,952", "21.63", "random")
+    ]
+    assert rows[0].split()[7] == "trained"
 
 
 def test_models_as_json_say_the_same():

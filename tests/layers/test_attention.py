@@ -49,3 +49,37 @@ def test_a_long_recording_in_pieces_gives_the_same_as_the_whole(gated):
     whole = block(x)  # gradients are recorded: all frames at once
     with torch.no_grad():
         assert_close(block(x), whole.detach())
+
+
+def test_attention_without_convolution_is_linear_attention_alone():
+    layer = FocusedLinearAttention(8, 2, kernel_size=0)
+    whole = FocusedLinearAttention(8, 2, kernel_size=5)
+    missing = whole.load_state_dict(layer.state_dict(), strict=False)
+    assert missing.missing_keys == ["value_conv.weight", "value_conv.bias"]
+    nn.init.zeros_(whole.value_conv.weight)
+    nn.init.zeros_(whole.value_conv.bias)
+    x = torch.randn(2, 20, 8)
+    assert_close(layer(x), whole(x))
+
+
+def test_without_convolution_a_long_recording_in_pieces_gives_the_same_as_the_whole():
+    block = GatedResidualAttention(FocusedLinearAttention(8, 2, kernel_size=0), 8, nn.LayerNorm(8), None)
+    x = torch.randn(1, PIECE_LENGTH + 9, 8)
+    whole = block(x)
+    with torch.no_grad():
+        assert_close(block(x), whole.detach())
+
+
+@pytest.mark.parametrize("half", ["module", "autocast"])
+def test_float16_follows_float32_where_cubes_and_sums_leave_its_range(half):
+    torch.manual_seed(0)
+    layer = FocusedLinearAttention(16, 2)
+    x = 200 * torch.randn(1, 400, 16)  # queries and keys of about 100: a cube is a million
+    with torch.no_grad():
+        expected = layer(x)
+        if half == "module":
+            attended = layer.half()(x.half())
+        else:
+            with torch.autocast("cpu", torch.float16):
+                attended = layer(x)
+    assert_close(attended.float(), expected, rtol=0, atol=0.01 * expected.abs().max().item())

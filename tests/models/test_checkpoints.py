@@ -43,6 +43,7 @@ def test_what_is_known_of_the_weights_is_kept(tiny_model, folder):
         n_parameters=sum(
             p.numel() for n, p in tiny_model.named_parameters() if not n.startswith("auxiliary")
         ),
+        giga_multiply_adds=None,
         trained=True,
         description="tiny",
         licence="CC0-1.0",

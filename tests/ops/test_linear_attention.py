@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flasepformer.ops import focus, linear_attention, linear_attention_naive
+from flasepformer.ops import focus, key_value_means, linear_attention, linear_attention_naive
 
 
 @pytest.mark.parametrize("n_frames", [1, 63, 250])  # a single frame, an odd count, a usual segment
@@ -39,3 +39,58 @@ def test_focus_is_finite_for_silent_frames():
     focused.sum().backward()
     assert focused.isfinite().all()
     assert feature.grad.isfinite().all()
+
+
+def test_focus_of_power_one_changes_nothing():
+    feature = 1e-8 * torch.rand(3, 8)  # even where FOCUS_EPS would
+    assert_close(focus(feature, 1), feature, rtol=0, atol=0)
+
+
+def test_focus_is_right_where_cubes_leave_float16():
+    focused = focus(torch.tensor([300.0, 400.0]).half(), 3)  # 400 cubed is 64 million, float16 ends at 65504
+    assert focused.dtype == torch.float16
+    expected = 500 * torch.tensor([27.0, 64.0]) / (27**2 + 64**2) ** 0.5
+    assert_close(focused.float(), expected, rtol=1e-3, atol=0)
+
+
+def test_focus_is_right_where_cubes_vanish_in_float16():
+    feature = torch.tensor([[3e-3, 4e-3], [0.0, 0.0]]).half()  # 0.003 cubed rounds to zero, and so does 1e-8
+    focused = focus(feature, 3).float()
+    assert_close(focused, focus(feature.float(), 3), rtol=1e-3, atol=0)
+    assert focused[0].norm().item() == pytest.approx(5e-3, rel=0.15)  # FOCUS_EPS takes a share here
+    assert focused[1].tolist() == [0, 0]
+
+
+def test_means_of_float16_are_summed_in_float32():
+    key, value = torch.full((1, 1, 1000, 2), 300.0).half(), torch.full((1, 1, 1000, 3), 400.0).half()
+    means = key_value_means(key, value, 1000)
+    assert_close(means.context, torch.full((1, 1, 2, 3), 120_000.0))  # beyond float16
+    assert_close(means.key, torch.full((1, 1, 2), 300.0))  # a sum of 300,000
+
+
+def test_attention_of_large_float16_features_equals_float32():
+    query, key = (100 * torch.rand(2, 1, 2, 50, 16) + 50).half()  # query . key is beyond float16
+    value = torch.randn(1, 2, 50, 4).half()
+    attended = linear_attention(query, key, value)
+    assert attended.dtype == torch.float16
+    expected = linear_attention_naive(query.float(), key.float(), value.float())
+    assert_close(attended.float(), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_float16_autocast_leaves_the_sums_in_float32():
+    query, key = 1e3 * torch.rand(2, 1, 2, 50, 16)
+    value = 1e3 * torch.randn(1, 2, 50, 4)
+    expected = linear_attention(query, key, value)
+    with torch.autocast("cpu", torch.float16):
+        assert_close(linear_attention(query, key, value), expected, rtol=0, atol=0)
+
+
+def test_bfloat16_autocast_chooses_bfloat16():
+    key, value = torch.rand(1, 2, 50, 16), torch.randn(1, 2, 50, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key_value_means(key, value, 50).context.dtype == torch.bfloat16
+
+
+def test_shapes_pass_through_where_there_is_no_autocast():
+    query, key, value = torch.empty(3, 1, 2, 50, 4, device="meta")
+    assert linear_attention(query, key, value).shape == (1, 2, 50, 4)

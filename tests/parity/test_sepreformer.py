@@ -1,4 +1,4 @@
-"""The published FLA-SepReformer and ours give the same numbers, for random weights."""
+"""The published SepReformer and FLA-SepReformer and ours give the same numbers, for random weights."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from flasepformer.models import load_model
@@ -61,6 +62,14 @@ def write_modelscope_folder(case: Path, folder: Path) -> Path:
     return folder
 
 
+def write_upstream_folder(case: Path, folder: Path) -> Path:
+    """Lay a golden case out as the original SepReformer does."""
+    conf = json.loads((case / "config.json").read_text())
+    (folder / "configs.yaml").write_text(yaml.safe_dump({"config": {"model": conf["model_conf"]}}))
+    torch.save({"epoch": 200, "model_state_dict": published_weights(case)}, folder / "epoch.0200.pth")
+    return folder
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -96,3 +105,15 @@ def test_the_wider_bound_is_rounding_and_nothing_else(tmp_path):
     assert own_rounding > TOLERANCE
     assert reference_rounding > TOLERANCE
     assert (reference - double).square().mean().sqrt() / rms < TOLERANCE
+
+
+def test_softmax_checkpoint_gives_the_reference_output_and_auxiliaries(tmp_path):
+    model = load_model(write_upstream_folder(GOLDEN / "sepreformer_tiny", tmp_path))
+    stored = np.load(GOLDEN / "sepreformer_tiny" / "io.npz")
+    with torch.inference_mode():
+        estimates, auxiliaries = model.forward_with_auxiliary(torch.from_numpy(stored["mixture"]))
+    references = [stored["estimates"], *stored["aux"]]  # heads in our order: coarsest stage first
+    assert len(auxiliaries) == len(stored["aux"]) == 2
+    for ours, reference in zip([estimates, *auxiliaries], references, strict=True):
+        difference = ours.transpose(1, 2).numpy() - reference
+        assert np.abs(difference).max() < TOLERANCE * np.sqrt(np.mean(reference**2))

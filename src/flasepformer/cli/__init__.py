@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import flasepformer
+from flasepformer.cli.convert import convert
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (separate, models, evaluate, mixtures, train):
+for command in (separate, models, convert, evaluate, mixtures, train):
     app.command()(command)
 
 

@@ -31,8 +31,8 @@ class FocusedLinearAttention(nn.Module):
     Args:
         n_channels: Feature channels, split evenly over the heads.
         n_heads: Number of attention heads.
-        power: Focusing factor p of `ops.focus`.
-        kernel_size: Frames that the convolution of the values spans, odd.
+        power: Focusing factor p of `ops.focus`; 1 gives plain linear attention.
+        kernel_size: Frames that the convolution of the values spans, odd; 0 leaves it out.
 
     Shape: (batch, frames, n_channels), in and out.
 
@@ -47,8 +47,10 @@ class FocusedLinearAttention(nn.Module):
         self.key_value = nn.Linear(n_channels, 2 * n_channels)
         self.scale = nn.Parameter(torch.zeros(1, 1, n_channels))
         head_dim = n_channels // n_heads
-        self.value_conv = nn.Conv1d(
-            head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim
+        self.value_conv = (
+            nn.Conv1d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
+            if kernel_size
+            else None
         )
         self.output = nn.Linear(n_channels, n_channels)
 
@@ -82,11 +84,14 @@ class FocusedLinearAttention(nn.Module):
     @property
     def halo(self) -> int:
         """Frames on either side that a frame depends on, beside the means over all of them."""
-        return self.value_conv.kernel_size[0] // 2
+        return 0 if self.value_conv is None else self.value_conv.kernel_size[0] // 2
 
     def _attend(self, x: Tensor, value: Tensor, means: KeyValueMeans) -> Tensor:
         attended = attend_to_means(self._split_heads(self._focus(self.query(x))), means)
-        attended = attended + self._convolve(self._split_heads(value))  # (batch, heads, frames, head_dim)
+        if self.value_conv is not None:
+            value = self._split_heads(value)
+            filtered = self.value_conv(value.flatten(0, 1).mT).mT
+            attended = attended + filtered.unflatten(0, value.shape[:2])  # (batch, heads, frames, head_dim)
         return self.output(attended.transpose(1, 2).flatten(2))
 
     def _means(self, key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
@@ -99,10 +104,6 @@ class FocusedLinearAttention(nn.Module):
     def _split_heads(self, u: Tensor) -> Tensor:
         """Turn (batch, frames, channels) into (batch, heads, frames, head_dim)."""
         return u.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-    def _convolve(self, value: Tensor) -> Tensor:
-        """Filter the values of each head over time; (batch, heads, frames, head_dim), in and out."""
-        return self.value_conv(value.flatten(0, 1).mT).mT.unflatten(0, value.shape[:2])
 
 
 class GatedResidualAttention(nn.Module):

@@ -7,8 +7,8 @@ none too many. Nothing in a checkpoint is ever executed.
 
 import json
 import os
-import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from flasepformer.models.errors import CheckpointError
+from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.registry import (
     DEFAULT_MODEL,
     FAMILIES,
@@ -28,20 +30,34 @@ from flasepformer.models.registry import (
     registered_info,
     registered_names,
 )
-from flasepformer.models.sepreformer import SepReformerConfig
-from flasepformer.models.weight_names import rename_fla_sepreformer
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-MODELSCOPE_WEIGHTS_FILE = "pytorch_model.pt"
-MODELSCOPE_CONFIG_FILE = "configuration.json"
+UNREAD_FILE = "unread.safetensors"
+"""Tensors of a converted checkpoint that no code reads, kept so that it can be converted back bit by bit."""
+
+OWN_LAYOUT = "flasepformer"
+WRITABLE_LAYOUTS = (OWN_LAYOUT, *(name for name, layout in LAYOUTS.items() if layout.write))
+"""Layouts that `convert_checkpoint` writes."""
 
 N_NAMES_SHOWN = 5
 """How many differing weight names an error lists."""
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is refused; the message says what was expected and what came."""
+@dataclass(frozen=True, kw_only=True)
+class _Origin:
+    """What a converted checkpoint was, as far as our network has no place for it."""
+
+    layout: str
+    settings: Mapping[str, Any]
+    unread: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checkpoint:
+    model: nn.Module
+    info: ModelInfo
+    origin: _Origin | None = None
 
 
 def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
@@ -50,14 +66,16 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
     Args:
         name_or_path: "default" for the trained model of the package; a registry name such as
             "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
-            ours or a published one (ModelScope).
+            ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
+            model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
+            may be left out where there is no folder `owner`), which `download_model` fetches once.
 
     Returns:
         The model: mixture (batch, time) to estimates (batch, source, time).
 
     Raises:
         CheckpointError: If there is no such model, or its checkpoint is damaged, incomplete or not of a known
-        layout.
+        layout; `HubError`, one of these, if the Hub does not give it.
     """
     return load_described_model(name_or_path)[0]
 
@@ -67,13 +85,14 @@ def load_described_model(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[nn.M
     name = str(name_or_path)
     if name in registered_names():
         return build_model(name).eval(), registered_info(name)
-    return _open(name_or_path)
+    checkpoint = _open(name_or_path)
+    return checkpoint.model, checkpoint.info
 
 
 def model_info(name_or_path: str | Path = DEFAULT_MODEL) -> ModelInfo:
     """Describe a model; takes and raises the same as `load_model`."""
     name = str(name_or_path)
-    return registered_info(name) if name in registered_names() else _open(name_or_path)[1]
+    return registered_info(name) if name in registered_names() else _open(name_or_path).info
 
 
 def list_models() -> list[ModelInfo]:
@@ -100,14 +119,76 @@ def save_model(
             anything else that JSON can hold.
         dtype: Precision of the stored weights; float16 halves the file, and is loaded as float32.
     """
-    family = next(name for name, (_, network) in FAMILIES.items() if isinstance(model, network))
-    description = {"family": family, "config": vars(model.config), "info": dict(info or {})}
+    _write_own(model, Path(folder), {"info": dict(info or {})}, dtype)
+
+
+def convert_checkpoint(source: str | Path, folder: str | Path, layout: str = OWN_LAYOUT) -> ModelInfo:
+    """Write a checkpoint anew in another layout, every weight bit by bit.
+
+    A ModelScope checkpoint that was converted to our format goes back exactly as it came, its unread tensors
+    and its settings included.
+
+    Args:
+        source: The checkpoint, as for `load_model`.
+        folder: Where to write; made if missing.
+        layout: "flasepformer" (ours) or "modelscope" (what the public release of FLASepformer loads).
+
+    Returns:
+        What is known of the model.
+
+    Raises:
+        CheckpointError: If the source is refused, has no trained weights, or cannot be said in that layout.
+        FileExistsError: If the folder holds anything already.
+    """
+    if layout not in WRITABLE_LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(WRITABLE_LAYOUTS)}, got {layout!r}")
+    if str(source) in registered_names():
+        raise CheckpointError(f"{source} has random weights; there is nothing to convert")
     folder = Path(folder)
+    checkpoint = _open(source)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already; name a new folder")
+    if layout == OWN_LAYOUT:
+        _write_converted(checkpoint, folder)
+    else:
+        _write_published(checkpoint, folder, layout)
+    return checkpoint.info
+
+
+def _write_converted(checkpoint: _Checkpoint, folder: Path) -> None:
+    info, origin = checkpoint.info, checkpoint.origin
+    extra: dict[str, Any] = {"info": {"description": info.description, "licence": info.licence}}
+    if origin is not None:
+        extra["origin"] = {"layout": origin.layout, "settings": origin.settings}
+        if origin.unread:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
+    _write_own(checkpoint.model, folder, extra)
+
+
+def _write_published(checkpoint: _Checkpoint, folder: Path, layout_name: str) -> None:
+    layout, config = LAYOUTS[layout_name], checkpoint.model.config
+    assert layout.write is not None
+    origin = checkpoint.origin if checkpoint.origin and checkpoint.origin.layout == layout_name else None
+    names = layout.names(config)
+    weights = {}
+    for key, value in checkpoint.model.state_dict().items():
+        name = names.rename(key)
+        weights[name] = value.reshape(names.reshape(name, tuple(value.shape)))
+    unread, settings = (names.unread, None) if origin is None else (origin.unread, origin.settings)
+    layout.write(folder, config, weights | dict(names.constants) | dict(unread), settings)
+
+
+def _write_own(
+    model: nn.Module, folder: Path, extra: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
+    family = next(name for name, (_, network) in FAMILIES.items() if isinstance(model, network))
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in model.state_dict().items()
     }
+    description = {"family": family, "config": vars(model.config), **extra}
     _write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
     _write_atomically(folder / CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode())
 
@@ -125,30 +206,34 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _open(name_or_path: str | Path) -> tuple[nn.Module, ModelInfo]:
+def _open(name_or_path: str | Path) -> _Checkpoint:
     if str(name_or_path) == DEFAULT_MODEL:
         with as_file(files("flasepformer") / "pretrained" / DEFAULT_MODEL) as folder:
             return _load_own(folder, DEFAULT_MODEL)
     path = Path(name_or_path)
     if not path.exists():
+        from flasepformer.models import hub  # here, because it is built on this module
+
+        if hub.is_hub_name(name_or_path):
+            folder = hub.download_model(*hub.parse_hub_name(str(name_or_path)))
+            return _load_own(folder, str(name_or_path))
         names = ", ".join((DEFAULT_MODEL, *registered_names()))
         raise CheckpointError(f"no model and no file is called {str(name_or_path)!r}; the models are {names}")
     folder = path if path.is_dir() else path.parent
-    # A config names the layout; a file that was asked for by name must be the one that the config belongs to.
-    for config_name, weights_name, load in (
-        (CONFIG_FILE, WEIGHTS_FILE, _load_own),
-        (MODELSCOPE_CONFIG_FILE, MODELSCOPE_WEIGHTS_FILE, _load_modelscope),
-    ):
-        if path.is_dir() or path.name in (config_name, weights_name):
-            present = [name for name in (config_name, weights_name) if (folder / name).is_file()]
-            if len(present) == 2:
-                return load(folder, str(name_or_path))
-            if path.is_file():
-                missing = ({config_name, weights_name} - set(present)).pop()
-                raise CheckpointError(f"{path} needs {missing} beside it, which is not there")
+    if path.is_dir() or path.name in (CONFIG_FILE, WEIGHTS_FILE):
+        missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
+        if not missing:
+            return _load_own(folder, str(name_or_path))
+        if path.is_file():
+            raise CheckpointError(f"{path} needs {missing[0]} beside it, which is not there")
+    for layout_name, layout in LAYOUTS.items():
+        found = layout.find(path)
+        if found is not None:
+            return _load_published(layout_name, *found, str(name_or_path))
+    known = "; ".join(f"{layout.expects} ({layout.origin})" for layout in LAYOUTS.values())
     raise CheckpointError(
-        f"{path} is not a checkpoint: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, "
-        f"or with {MODELSCOPE_WEIGHTS_FILE} and {MODELSCOPE_CONFIG_FILE}, or one of these files"
+        f"{path} is not a checkpoint: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE} (ours), "
+        f"or with {known}, or one of these files"
     )
 
 
@@ -156,7 +241,7 @@ def _default_folder_exists() -> bool:
     return (files("flasepformer") / "pretrained" / DEFAULT_MODEL / WEIGHTS_FILE).is_file()
 
 
-def _load_own(folder: Path, name: str) -> tuple[nn.Module, ModelInfo]:
+def _load_own(folder: Path, name: str) -> _Checkpoint:
     description = _read_json(folder / CONFIG_FILE)
     family, fields, info = (description.get(key) for key in ("family", "config", "info"))
     if family not in FAMILIES or not isinstance(fields, dict):
@@ -165,74 +250,63 @@ def _load_own(folder: Path, name: str) -> tuple[nn.Module, ModelInfo]:
             f"{folder / CONFIG_FILE}: expected a family ({known}) and its config, got family {family!r}"
         )
     config = _build_config(FAMILIES[family][0], fields, folder / CONFIG_FILE)
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS_FILE} is damaged or not a safetensors file ({error})"
-        ) from error
-    return _assemble(
-        family, config, weights, folder / WEIGHTS_FILE, name, info if isinstance(info, dict) else {}
+    model, path = _build_empty(family, config), folder / WEIGHTS_FILE
+    weights = _read_safetensors(path)
+    _check_same_shapes({key: tuple(value.shape) for key, value in model.state_dict().items()}, weights, path)
+    _fill(model, weights, path)
+    return _Checkpoint(
+        model=model,
+        info=_describe(model, family, config, name, info if isinstance(info, dict) else {}),
+        origin=_read_origin(folder, description.get("origin")),
     )
 
 
-def _load_modelscope(folder: Path, name: str) -> tuple[nn.Module, ModelInfo]:
-    model_section = _read_json(folder / MODELSCOPE_CONFIG_FILE).get("model")
-    path = folder / MODELSCOPE_WEIGHTS_FILE
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than weights, or is no PyTorch file; it is not opened"
-        ) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or not a PyTorch file ({error})") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} must hold one flat table of weights")
-    try:
-        fields = _modelscope_fields(model_section, weights)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / MODELSCOPE_CONFIG_FILE} does not describe an FLA-SepReformer, "
-            f"the family that is read so far: {error!r} under model.separator_conf"
-        ) from error
-    config = _build_config(SepReformerConfig, fields, folder / MODELSCOPE_CONFIG_FILE)
-    info = {
-        "description": "Published FLA-SepReformer checkpoint (ModelScope layout)",
-        "licence": "see its publisher",
-    }
-    return _assemble("sepreformer", config, rename_fla_sepreformer(weights), path, name, info)
+def _read_origin(folder: Path, origin: Any) -> _Origin | None:
+    if not isinstance(origin, dict):
+        return None
+    unread = folder / UNREAD_FILE
+    return _Origin(
+        layout=str(origin.get("layout")),
+        settings=origin.get("settings", {}),
+        unread=_read_safetensors(unread) if unread.is_file() else {},
+    )
 
 
-def _modelscope_fields(model_section: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Translate the published configuration of an FLA-SepReformer into the fields of our config."""
-    conf = model_section["separator_conf"]
-    encoder, separator = conf["module_audio_enc"], conf["module_separator"]
-    stage = separator["enc_stage"]
-    attention = stage["addition_conf"]["ega_addition_conf"]
-    if (
-        attention["linear_attn_type"] != "FocusedLinearAttention"
-        or attention.get("norm_type", "layernorm") != "layernorm"
-    ):
-        raise KeyError("FocusedLinearAttention with layernorm")
-    return {
-        "n_sources": conf["num_spks"],
-        "sample_rate": model_section.get("sample_rate", 8000),
-        "n_filters": encoder["out_channels"],
-        "filter_length": encoder["kernel_size"],
-        "hop_length": encoder["stride"],
-        "n_channels": stage["global_blocks"]["in_channels"],
-        "n_heads": stage["global_blocks"]["num_mha_heads"],
-        "n_stages": separator["num_stages"],
-        "local_kernel_size": stage["local_blocks"]["kernel_size"],
-        "gated": attention["gated"],
-        "focusing_power": attention["focusing_factor"],
-        "value_kernel_size": attention["kernel_size"],
-        "dropout": stage["global_blocks"]["dropout_rate"],
-        "auxiliary_heads": any(key.startswith("separator.out_layer_bn.") for key in weights),
-        "normalize_variance": model_section.get("normalize_variance", False),
-        "pad_end": False,
-    }
+def _load_published(layout_name: str, settings_path: Path, weights_path: Path, name: str) -> _Checkpoint:
+    layout = LAYOUTS[layout_name]
+    published = layout.read(settings_path, weights_path)
+    config = _build_config(FAMILIES[published.family][0], published.fields, settings_path)
+    names = layout.names(config)
+    model = _build_empty(published.family, config)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    renamed = {key: names.rename(key) for key in shapes}
+    beside = names.constants.keys() | names.unread.keys()
+    _check_same_shapes(
+        {renamed[key]: names.reshape(renamed[key], shape) for key, shape in shapes.items()},
+        {key: value for key, value in published.weights.items() if key not in beside},
+        weights_path,
+    )
+    _check_constants(names.constants, published.weights, weights_path)
+    _fill(
+        model,
+        {key: published.weights[renamed[key]].reshape(shape) for key, shape in shapes.items()},
+        weights_path,
+    )
+    info = {"description": f"Checkpoint of {layout.origin}", "licence": "see its publisher"}
+    origin = None
+    if layout.write is not None:
+        unread = {key: value for key, value in published.weights.items() if key in names.unread}
+        origin = _Origin(layout=layout_name, settings=published.settings, unread=unread)
+    return _Checkpoint(
+        model=model, info=_describe(model, published.family, config, name, info), origin=origin
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error})") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -253,38 +327,46 @@ def _build_config(config_class: type[Any], fields: Mapping[str, Any], path: Path
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _assemble(
-    family: str, config: Any, weights: Mapping[str, Tensor], path: Path, name: str, info: Mapping[str, Any]
-) -> tuple[nn.Module, ModelInfo]:
-    """Put the weights into their network, all of them or none."""
-    with torch.device("meta"):  # nothing is allocated for a network whose weights turn out not to fit
-        model = FAMILIES[family][1](config)
-    _check_same_shapes(model.state_dict(), weights, path)
-    expected = model.state_dict()
-    model.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()}, assign=True)
-    model.requires_grad_(True)
+def _build_empty(family: str, config: Any) -> nn.Module:
+    """Build a network without allocating it: its weights may turn out not to fit."""
+    with torch.device("meta"):
+        return FAMILIES[family][1](config)
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights, checked before, into their network, ready to separate."""
     not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if not_finite:
         raise CheckpointError(f"{path} has weights that are NaN or infinite: {_shown(not_finite)}")
-    return model.eval(), ModelInfo(
+    expected = model.state_dict()
+    model.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()}, assign=True)
+    model.requires_grad_(True).eval()
+
+
+def _describe(model: nn.Module, family: str, config: Any, name: str, info: Mapping[str, Any]) -> ModelInfo:
+    counted = info.get("giga_multiply_adds")
+    return ModelInfo(
         name=name,
         family=family,
         sample_rate=config.sample_rate,
         n_sources=config.n_sources,
         n_parameters=count_parameters(model),
+        giga_multiply_adds=counted if isinstance(counted, float) else None,
         trained=True,
         description=str(info.get("description", "")),
         licence=str(info.get("licence", "")),
     )
 
 
-def _check_same_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_same_shapes(
+    expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor], path: Path
+) -> None:
     missing = [key for key in expected if key not in weights]
     extra = [key for key in weights if key not in expected]
     differing = [
-        f"{key} is {tuple(weights[key].shape)}, not {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
+        f"{key} is {tuple(weights[key].shape)}, not {shape}"
+        for key, shape in expected.items()
+        if key in weights and weights[key].shape != shape
     ]
     faults = [
         f"{len(names)} {what}: {_shown(names)}"
@@ -299,6 +381,18 @@ def _check_same_shapes(expected: Mapping[str, Tensor], weights: Mapping[str, Ten
         raise CheckpointError(
             f"{path} does not fit its config, nothing was loaded. Weights {'; '.join(faults)}"
         )
+
+
+def _check_constants(constants: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a file whose fixed tensors are not what the architecture fixes them to."""
+    other = [
+        name
+        for name, value in constants.items()
+        if name in weights
+        and not (weights[name].shape == value.shape and torch.allclose(weights[name].float(), value))
+    ]
+    if other:
+        raise CheckpointError(f"{path} has other values than the architecture gives in {_shown(other)}")
 
 
 def _shown(names: list[str]) -> str:

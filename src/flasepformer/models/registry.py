@@ -1,6 +1,6 @@
-"""The models by name: the paper's sizes, and what to build for each."""
+"""The models by name: every published size, and what to build for each."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
+from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
 
 DEFAULT_MODEL = "default"
 """Name of the trained model that comes with the package."""
 
-FAMILIES: dict[str, tuple[type[Any], type[nn.Module]]] = {"sepreformer": (SepReformerConfig, SepReformer)}
+FAMILIES: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "sepreformer": (SepReformerConfig, SepReformer),
+    "tflocoformer": (TFLocoformerConfig, TFLocoformer),
+}
 """Config and network class of every family, by the name that our checkpoints carry."""
 
 
@@ -30,6 +34,8 @@ class ModelInfo:
     """Talkers that the model separates."""
     n_parameters: int
     """Trainable parameters, without the auxiliary heads."""
+    giga_multiply_adds: float | None
+    """Billions of multiply-adds per second of a recording of 10 s; None where nobody has counted them."""
     trained: bool
     """Whether `load_model` gives trained weights; False: random ones, to train from."""
     description: str
@@ -38,39 +44,76 @@ class ModelInfo:
     """Licence of the weights, empty for random ones."""
 
 
+_SEPREFORMER: dict[str, dict[str, Any]] = {
+    "T": {"n_channels": 64},
+    "S": {"n_channels": 64, "filter_length": 8, "hop_length": 2, "n_stages": 5},
+    "B": {"n_channels": 128},
+    "M": {"n_channels": 128, "filter_length": 8, "hop_length": 2, "n_stages": 5},
+    "L": {"n_channels": 256, "dropout": 0.1},
+}
+_FLA_TFLOCOFORMER: dict[str, dict[str, Any]] = {
+    "S": {"n_blocks": 4, "n_channels": 96, "attention_channels": 96, "feed_forward_channels": 128},
+    "M": {"n_blocks": 6},
+    "L": {"n_blocks": 9},
+}
+_TFLOCOFORMER: dict[str, dict[str, Any]] = {
+    "S": {"n_blocks": 4, "n_channels": 96, "feed_forward_channels": 256},
+    "M": {"n_blocks": 6, "feed_forward_channels": 384},
+    "L": {"n_blocks": 9, "feed_forward_channels": 384},
+}
+_PUBLISHED: tuple[tuple[str, str, dict[str, dict[str, Any]], dict[str, Any]], ...] = (
+    # title, family, sizes, and what the sizes have in common
+    ("FLA-SepReformer", "sepreformer", {size: _SEPREFORMER[size] for size in "TBL"}, {}),
+    ("SepReformer", "sepreformer", _SEPREFORMER, {"attention": "softmax"}),
+    ("FLA-TFLocoformer", "tflocoformer", _FLA_TFLOCOFORMER, {}),
+    (
+        "TF-Locoformer",
+        "tflocoformer",
+        _TFLOCOFORMER,
+        {"attention": "softmax", "feed_forward_kernel": 4, "repeat_input": False},
+    ),
+)
+
+
+_MULTIPLY_ADDS = {
+    "fla-sepreformer-t": 5.63, "fla-sepreformer-b": 21.63, "fla-sepreformer-l": 84.87,
+    "sepreformer-t": 6.21, "sepreformer-s": 11.82, "sepreformer-b": 21.89, "sepreformer-m": 43.04,
+    "sepreformer-l": 81.72,
+    "fla-tflocoformer-s": 43.86, "fla-tflocoformer-m": 130.13, "fla-tflocoformer-l": 195.16,
+    "tflocoformer-s": 53.50, "tflocoformer-m": 140.79, "tflocoformer-l": 211.16,
+}  # fmt: skip
+"""Billions of multiply-adds per second of a recording of 10 s, as `multiply_adds` counts them: to count takes
+seconds, so the figures stand here, and a test counts them again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
+    title: str
     family: str
-    config: Callable[[], Any]
-    description: str
+    fields: Mapping[str, Any]
+
+    def config(self) -> Any:
+        return FAMILIES[self.family][0](**self.fields)
 
 
 _REGISTRY = {
-    "fla-sepreformer-t": _Entry(
-        family="sepreformer",
-        config=lambda: SepReformerConfig(n_channels=64),
-        description="FLA-SepReformer-T of the paper, random weights",
-    ),
-    "fla-sepreformer-b": _Entry(
-        family="sepreformer",
-        config=lambda: SepReformerConfig(n_channels=128),
-        description="FLA-SepReformer-B of the paper, random weights",
-    ),
-    "fla-sepreformer-l": _Entry(
-        family="sepreformer",
-        config=lambda: SepReformerConfig(n_channels=256, dropout=0.1),
-        description="FLA-SepReformer-L of the paper, random weights",
-    ),
+    f"{title.replace('TF-', 'tf')}-{size}".lower(): _Entry(
+        title=f"{title}-{size}",
+        family=family,
+        fields={**fields, **common},
+    )
+    for title, family, sizes, common in _PUBLISHED
+    for size, fields in sizes.items()
 }
 
 
 def registered_names() -> tuple[str, ...]:
-    """Return the names that `build_model` knows: the paper's sizes."""
+    """Return the names that `build_model` knows: every published size."""
     return tuple(_REGISTRY)
 
 
 def build_model(name: str) -> nn.Module:
-    """Build a model of the paper with random weights.
+    """Build a published model with random weights.
 
     Args:
         name: One of `registered_names()`.
@@ -83,7 +126,7 @@ def build_model(name: str) -> nn.Module:
 
 
 def registered_info(name: str) -> ModelInfo:
-    """Describe a model of the paper without building it.
+    """Describe a published model without building it.
 
     Raises:
         KeyError: If no model has that name.
@@ -98,8 +141,9 @@ def registered_info(name: str) -> ModelInfo:
         sample_rate=config.sample_rate,
         n_sources=config.n_sources,
         n_parameters=count_parameters(model),
+        giga_multiply_adds=_MULTIPLY_ADDS[name],
         trained=False,
-        description=entry.description,
+        description=f"{entry.title} as published, random weights",
         licence="",
     )
 

@@ -1,19 +1,29 @@
-"""FLA-SepReformer: a time-domain U-Net with one branch per talker from its skips on.
+"""SepReformer and FLA-SepReformer: a time-domain U-Net with one branch per talker from its skips on.
 
 References:
-    Shin et al., "Separate and Reconstruct: Asymmetric Encoder-Decoder for Speech Separation", NeurIPS 2024,
-    which is SepReformer.
+    Shin et al., "Separate and Reconstruct: Asymmetric Encoder-Decoder for Speech Separation", NeurIPS 2024:
+    the network, with softmax attention.
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: focused linear attention and its gate.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasepformer.layers import DepthwiseConv, FocusedLinearAttention, GatedResidualAttention
-from flasepformer.ops import map_pieces, overlap_add
+from flasepformer.layers import (
+    DepthwiseConv,
+    FocusedLinearAttention,
+    GatedResidualAttention,
+    RelativeAttention,
+    RelativePositions,
+)
+from flasepformer.ops import PIECE_LENGTH, map_pieces, overlap_add
+
+Attention = Literal["focused_linear", "linear", "softmax"]
+"""Kinds of attention over the frames of a recording."""
 
 NORM_EPS = 1e-8
 """Epsilon of the normalisations over the whole recording."""
@@ -54,12 +64,17 @@ class SepReformerConfig:
     """Hidden width of the gated feed-forward networks, in multiples of `n_channels`."""
     local_kernel_size: int = 65
     """Frames under the kernel of a local block, odd."""
+    attention: Attention = "focused_linear"
+    """Attention over frames: "focused_linear" makes an FLA-SepReformer, "softmax" a SepReformer; "linear" is
+    the first without its focusing function."""
     gated: bool = True
-    """Scale the attention by the paper's gate."""
+    """Scale the attention by the gate."""
     focusing_power: int = 3
-    """Focusing factor p of the attention."""
+    """Focusing factor p of focused linear attention."""
     value_kernel_size: int = 5
-    """Frames under the convolution of the attention's values, odd."""
+    """Frames under the convolution of the linear attention's values, odd; 0 leaves the convolution out."""
+    max_distance: int = 2000
+    """Frames of the bottleneck from which on softmax attention does not tell distances apart."""
     dropout: float = 0.05
     """Share of features dropped in training: 0.05 in T and B, 0.1 in L."""
     layer_scale: float = 1e-5
@@ -79,17 +94,21 @@ class SepReformerConfig:
             "n_sources": (2, 16), "sample_rate": (2000, 384_000), "n_filters": (1, 4096), "filter_length": (1,
             4096), "hop_length": (1, 2048), "n_channels": (1, 2048), "n_heads": (1, 64), "n_stages": (1, 10),
             "n_encoder_blocks": (1, 16), "n_decoder_blocks": (1, 16), "feed_forward_expansion": (1, 16),
-            "local_kernel_size": (1, 1025), "focusing_power": (1, 8), "value_kernel_size": (1, 129),
+            "local_kernel_size": (1, 1025), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
+            "max_distance": (1, 65_536),
         }  # fmt: skip
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
         for name in ("local_kernel_size", "value_kernel_size"):
-            if getattr(self, name) % 2 == 0:
+            if getattr(self, name) % 2 == 0 and getattr(self, name) > 0:
                 raise ValueError(
                     f"{name} must be odd, so that nothing shifts in time, got {getattr(self, name)}"
                 )
+        if self.attention not in get_args(Attention):
+            kinds = ", ".join(get_args(Attention))
+            raise ValueError(f"attention must be one of {kinds}, got {self.attention!r}")
         for name in ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -110,6 +129,8 @@ class SepReformerConfig:
 class SepReformer(nn.Module):
     """Separate the talkers of a mixture; cost and memory grow linearly with its length.
 
+    With softmax attention the memory does, while the time grows with the square of the length.
+
     Args:
         config: Sizes of the network.
 
@@ -127,10 +148,16 @@ class SepReformer(nn.Module):
         self.encoder = nn.Conv1d(1, config.n_filters, config.filter_length, config.hop_length, bias=False)
         self.feature_norm = nn.GroupNorm(1, config.n_filters, eps=NORM_EPS)
         self.feature_projection = nn.Linear(config.n_filters, config.n_channels, bias=False)
-        self.encoder_stages = nn.ModuleList(EncoderStage(config) for _ in range(config.n_stages))
-        self.bottleneck = nn.Sequential(*encoder_blocks(config))
+        self.positions = (
+            RelativePositions(config.max_distance, config.n_channels // config.n_heads)
+            if config.attention == "softmax"
+            else None
+        )
+        rates = [2**i for i in range(config.n_stages + 1)]  # frames per frame of the bottleneck
+        self.encoder_stages = nn.ModuleList(EncoderStage(config, rate) for rate in rates[:0:-1])
+        self.bottleneck = Blocks(encoder_blocks(config, rates[0]))
         self.source_split = SourceSplit(config)
-        self.decoder_stages = nn.ModuleList(DecoderStage(config) for _ in range(config.n_stages))
+        self.decoder_stages = nn.ModuleList(DecoderStage(config, rate) for rate in rates[1:])
         self.output = OutputLayer(config)
         self.decoder = waveform_decoder(config)
         n_heads = config.n_stages if config.auxiliary_heads else 0
@@ -203,7 +230,7 @@ class SepReformer(nn.Module):
         deviation = mixture.new_ones(())
         if self.config.normalize_variance:
             deviation = mixture.std(dim=-1, correction=0, keepdim=True).unsqueeze(1)  # (batch, 1, 1)
-            mixture = mixture / deviation[:, 0].clamp_min(torch.finfo(mixture.dtype).tiny)
+            mixture = mixture / torch.where(deviation > 0, deviation, 1)[:, 0]  # 0: a constant, or one sample
         n_samples = mixture.shape[-1]
         encoded = self._encode(mixture)  # (batch, frames, filters)
         branches = self._branches(encoded)
@@ -238,13 +265,15 @@ class SepReformer(nn.Module):
         x = self.feature_projection(self.feature_norm(encoded.mT).mT)  # (batch, frames, channels)
         n_frames = x.shape[1]
         x = F.pad(x, (0, 0, 0, -n_frames % 2**self.config.n_stages))
+        n_coarse = x.shape[1] // 2**self.config.n_stages  # frames of the bottleneck
+        positions = None if self.positions is None else self.positions(n_coarse)
         skips = []
         for encoder_stage in self.encoder_stages:
-            skip, x = encoder_stage(x)
+            skip, x = encoder_stage(x, positions)
             skips.append(self.source_split(skip))
-        branches = [self.source_split(self.bottleneck(x))]  # (batch * source, frames / 2^stages, channels)
+        branches = [self.source_split(self.bottleneck(x, positions))]
         for decoder_stage in self.decoder_stages:
-            branches.append(decoder_stage(branches[-1], skips.pop()))
+            branches.append(decoder_stage(branches[-1], skips.pop(), positions))
         branches[-1] = branches[-1][:, :n_frames]
         return branches
 
@@ -275,9 +304,10 @@ def waveform_decoder(config: SepReformerConfig) -> nn.ConvTranspose1d:
     return nn.ConvTranspose1d(config.n_filters, 1, config.filter_length, config.hop_length, bias=False)
 
 
-def encoder_blocks(config: SepReformerConfig) -> list[nn.Module]:
-    """Return the global and local blocks of one resolution, in order."""
-    return [block(config) for _ in range(config.n_encoder_blocks) for block in (GlobalBlock, LocalBlock)]
+def encoder_blocks(config: SepReformerConfig, rate: int) -> list[nn.Module]:
+    """Return the global and local blocks of one resolution, in order; `rate` as in `GlobalBlock`."""
+    pairs = ([GlobalBlock(config, rate), LocalBlock(config)] for _ in range(config.n_encoder_blocks))
+    return [block for pair in pairs for block in pair]
 
 
 def resize_frames(x: Tensor, n_frames: int) -> Tensor:
@@ -289,20 +319,32 @@ def resize_frames(x: Tensor, n_frames: int) -> Tensor:
     return F.interpolate(x.mT, size=n_frames).mT
 
 
+class Blocks(nn.ModuleList):
+    """Blocks one after the other; the global ones get the relative positions of softmax attention.
+
+    Shape: (batch, frames, channels), in and out.
+    """
+
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        for block in self:
+            x = block(x, positions) if isinstance(block, GlobalBlock) else block(x)
+        return x
+
+
 class EncoderStage(nn.Module):
     """Blocks at one resolution, then half of it.
 
     Shape: (batch, frames, channels) to itself processed, and (batch, frames / 2, channels).
     """
 
-    def __init__(self, config: SepReformerConfig) -> None:
+    def __init__(self, config: SepReformerConfig, rate: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*encoder_blocks(config))
+        self.blocks = Blocks(encoder_blocks(config, rate))
         self.downsample = DepthwiseConv(config.n_channels, DOWNSAMPLING_KERNEL, stride=2)
         self.downsample_norm = FrameBatchNorm(config.n_channels)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x)
+    def forward(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.blocks(x, positions)
         return x, F.gelu(self.downsample_norm(self.downsample(x)))
 
 
@@ -313,36 +355,90 @@ class DecoderStage(nn.Module):
     shape.
     """
 
-    def __init__(self, config: SepReformerConfig) -> None:
+    def __init__(self, config: SepReformerConfig, rate: int) -> None:
         super().__init__()
         self.fusion = nn.Linear(2 * config.n_channels, config.n_channels)
-        blocks = (GlobalBlock, LocalBlock, SourceBlock)
-        self.blocks = nn.Sequential(
-            *(block(config) for _ in range(config.n_decoder_blocks) for block in blocks)
+        triples = (
+            [GlobalBlock(config, rate), LocalBlock(config), SourceBlock(config)]
+            for _ in range(config.n_decoder_blocks)
         )
+        self.blocks = Blocks(block for triple in triples for block in triple)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.blocks(self.fusion(torch.cat([resize_frames(x, skip.shape[1]), skip], dim=-1)))
+    def forward(self, x: Tensor, skip: Tensor, positions: Tensor | None) -> Tensor:
+        joined = torch.cat([resize_frames(x, skip.shape[1]), skip], dim=-1)
+        return self.blocks(self.fusion(joined), positions)
 
 
 class GlobalBlock(nn.Module):
     """Attention over all frames of the recording, then a feed-forward network.
 
-    Shape: (batch, frames, channels), in and out.
+    Args:
+        config: Sizes of the network, and the kind of attention.
+        rate: Frames per frame of the bottleneck.
+
+    Shape: (batch, frames, channels), in and out; positions as `RelativePositions` gives them, for softmax
+    attention.
     """
 
-    def __init__(self, config: SepReformerConfig) -> None:
+    def __init__(self, config: SepReformerConfig, rate: int) -> None:
         super().__init__()
         n_channels = config.n_channels
-        attention = FocusedLinearAttention(
-            n_channels, config.n_heads, config.focusing_power, config.value_kernel_size
-        )
-        gate_norm = nn.LayerNorm(n_channels) if config.gated else None
-        self.attention = GatedResidualAttention(attention, n_channels, nn.LayerNorm(n_channels), gate_norm)
+        self.attention: nn.Module
+        if config.attention == "softmax":
+            self.attention = PooledResidualAttention(config, rate)
+        else:
+            power = config.focusing_power if config.attention == "focused_linear" else 1
+            attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size)
+            gate_norm = nn.LayerNorm(n_channels) if config.gated else None
+            self.attention = GatedResidualAttention(
+                attention, n_channels, nn.LayerNorm(n_channels), gate_norm
+            )
         self.feed_forward = GatedConvFeedForward(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward(self.attention(x))
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        x = self.attention(x) if positions is None else self.attention(x, positions)
+        return self.feed_forward(x)
+
+
+class PooledResidualAttention(nn.Module):
+    """Residual softmax attention at the resolution of the bottleneck, gated at that of its input (EGA).
+
+    Args:
+        config: Sizes of the network.
+        rate: Frames per frame of the bottleneck, which are averaged into one.
+
+    Shape: (batch, frames, channels) and positions as `RelativePositions` gives them for the bottleneck's
+    frames, to (batch, frames, channels).
+    """
+
+    def __init__(self, config: SepReformerConfig, rate: int) -> None:
+        super().__init__()
+        n_channels = config.n_channels
+        self.rate = rate
+        self.norm = nn.LayerNorm(n_channels)
+        self.attention = RelativeAttention(n_channels, config.n_heads, config.dropout)
+        self.scale = LayerScale(config)
+        self.gate = (
+            nn.Sequential(nn.LayerNorm(n_channels), nn.Linear(n_channels, n_channels))
+            if config.gated
+            else None
+        )
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        pooled = x.unflatten(1, (-1, self.rate)).mean(dim=2)
+        attended = self.scale(self.attention(self.norm(pooled), positions))
+        if torch.is_grad_enabled():
+            return self._add(x, attended)
+        pieces = zip(
+            x.split(PIECE_LENGTH, dim=1), attended.split(PIECE_LENGTH // self.rate, dim=1), strict=True
+        )
+        return torch.cat([self._add(*piece) for piece in pieces], dim=1)
+
+    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        attended = attended.repeat_interleave(self.rate, dim=1)
+        if self.gate is not None:
+            attended = torch.sigmoid(self.gate(x)) * attended
+        return x + attended
 
 
 class LocalBlock(nn.Module):

@@ -10,15 +10,18 @@ from flasepformer.ops.linear_attention import (
     linear_attention_naive,
 )
 from flasepformer.ops.pieces import PIECE_LENGTH, map_pieces
+from flasepformer.ops.stft import inverse_stft, stft
 
 __all__ = [
     "PIECE_LENGTH",
     "KeyValueMeans",
     "attend_to_means",
     "focus",
+    "inverse_stft",
     "key_value_means",
     "linear_attention",
     "linear_attention_naive",
     "map_pieces",
     "overlap_add",
+    "stft",
 ]

@@ -6,6 +6,7 @@ Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -23,15 +24,19 @@ def focus(feature: Tensor, power: int) -> Tensor:
     attention the sharp weights that softmax has.
 
     Args:
-        feature: (..., channels), non-negative.
-        power: Focusing factor p, at least 1; the paper uses 3.
+        feature: (..., channels), non-negative; float16 is raised and summed in float32.
+        power: Focusing factor p, at least 1; the paper uses 3, and 1 leaves the feature as it is.
 
     Returns:
-        ||u|| u^p / ||u^p||, same shape. Reference: Han et al. (ICCV 2023), equation 5.
+        ||u|| u^p / ||u^p||, same shape and type. Reference: Han et al. (ICCV 2023), equation 5.
     """
-    powered = feature**power
-    length = vector_norm(feature, dim=-1, keepdim=True)
-    return powered * (length / (vector_norm(powered, dim=-1, keepdim=True) + FOCUS_EPS))
+    if power == 1:
+        return feature
+    wide = _widen(feature)
+    powered = wide**power
+    length = vector_norm(wide, dim=-1, keepdim=True)
+    focused = powered * (length / (vector_norm(powered, dim=-1, keepdim=True) + FOCUS_EPS))
+    return focused.to(feature.dtype)
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -43,7 +48,8 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         value: (batch, heads, frames, value_dim).
 
     Returns:
-        (batch, heads, frames, value_dim). Equals `linear_attention_naive`, its definition.
+        (batch, heads, frames, value_dim). Equals `linear_attention_naive`, its definition. Sums of float16,
+        also those that autocast would compute in it, are float32.
     """
     return attend_to_means(query, key_value_means(key, value, key.shape[-2]))
 
@@ -63,13 +69,31 @@ class KeyValueMeans:
 
 def key_value_means(key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
     """Return the share of these frames in the means over `n_frames`; shapes as in `linear_attention`."""
-    return KeyValueMeans(key.mT @ (value / n_frames), key.sum(dim=-2) / n_frames)
+    key, value = _widen(key), _widen(value)
+    return KeyValueMeans(_matmul(key.mT, value / n_frames), key.sum(dim=-2) / n_frames)
 
 
 def attend_to_means(query: Tensor, means: KeyValueMeans) -> Tensor:
     """Let queries (batch, heads, frames, head_dim) attend to all the frames that the means are of."""
-    weight = query @ means.key.unsqueeze(-1)  # (batch, heads, frames, 1)
-    return query @ means.context / (weight + EPS)
+    wide = _widen(query)
+    weight = _matmul(wide, means.key.unsqueeze(-1))  # (batch, heads, frames, 1)
+    attended = _matmul(wide, means.context) / (weight + EPS)
+    return attended.half() if query.dtype == torch.float16 else attended
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Turn float16 into float32: cubes and sums leave its range, and `FOCUS_EPS` is zero in it."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b; autocast may choose bfloat16 for it, but not float16."""
+    device = a.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and torch.get_autocast_dtype(device) == torch.float16:
+        with torch.autocast(device, enabled=False):
+            return a @ b
+    return a @ b
 
 
 def linear_attention_naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

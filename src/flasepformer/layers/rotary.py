@@ -1,0 +1,56 @@
+"""Softmax attention that knows positions by rotation.
+
+Reference: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, arXiv:2104.09864.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head softmax self-attention whose queries and keys are turned by angles that grow with position.
+
+    Args:
+        n_channels: Feature channels, in and out.
+        attention_channels: Channels of queries, keys and values: an even number for each head.
+        n_heads: Number of attention heads.
+        dropout: Share of weights and of output features dropped in training.
+
+    Shape: (batch, length, n_channels), in and out.
+    """
+
+    def __init__(self, n_channels: int, attention_channels: int, n_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.query_key_value = nn.Linear(n_channels, 3 * attention_channels, bias=False)
+        self.output = nn.Linear(attention_channels, n_channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.query_key_value(x).unflatten(-1, (3, self.n_heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, head_dim)
+        attended = F.scaled_dot_product_attention(
+            rotate(query), rotate(key), value, dropout_p=self.dropout.p if self.training else 0.0
+        )
+        return self.dropout(self.output(attended.transpose(1, 2).flatten(2)))
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Turn each pair of neighbouring channels by its position times a frequency, from 1 towards 1 / 10000.
+
+    Args:
+        x: (..., length, head_dim), head_dim even.
+
+    Returns:
+        Same shape. The product of two rotated vectors depends on the difference of their positions only.
+    """
+    length, head_dim = x.shape[-2:]
+    # Double precision: in single precision the angles are off by 0.03 rad after an hour of frames.
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(length, dtype=torch.float64).unsqueeze(-1) * frequencies  # (length, head_dim / 2)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cosine, sine = (turn.to(x.device, dtype) for turn in (angles.cos(), angles.sin()))
+    even, odd = x.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

@@ -1,0 +1,5 @@
+"""What is raised when a model cannot be had."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is refused; the message says what was expected and what came."""

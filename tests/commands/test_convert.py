@@ -1,0 +1,44 @@
+import pytest
+from tests.models.conftest import tiny_config
+from typer.testing import CliRunner
+
+from flasepformer.cli import app
+from flasepformer.models import SepReformer, load_model, save_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(SepReformer(tiny_config()), tmp_path / "ours")
+    return tmp_path / "ours"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def test_convert_writes_the_other_layout_and_says_what_it_is(folder, tmp_path):
+    result = run(folder, tmp_path / "published", "--to", "modelscope")
+    assert result.exit_code == 0
+    assert "sepreformer, 2 talkers at 8000 Hz" in result.stdout
+    assert {path.name for path in (tmp_path / "published").iterdir()} == {
+        "configuration.json",
+        "pytorch_model.pt",
+    }
+    assert load_model(tmp_path / "published").config.n_channels == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-model", "new"], 3, "no model and no file is called"),
+        (["ours", "new", "--to", "onnx"], 2, "flasepformer, modelscope"),
+        (["ours", "ours"], 2, "exists already"),
+        (["ours/config.yaml", "new"], 3, "no model and no file"),
+    ],
+)
+def test_convert_explains_what_is_wrong(folder, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not (tmp_path / "new").exists()
