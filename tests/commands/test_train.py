@@ -3,6 +3,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
+from flasepformer.models import load_model
 
 RECIPE = """
 model: {n_filters: 16, n_channels: 8, n_heads: 2, n_stages: 1, n_encoder_blocks: 1, n_decoder_blocks: 1}
@@ -40,3 +41,14 @@ def test_train_explains_a_wrong_setting(tmp_path):
     )
     assert result.exit_code == 2
     assert "n_stepps" in result.stderr
+
+
+def test_train_takes_another_family_from_the_command_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE[RECIPE.index("data:") :])
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--speech", str(write_speech(tmp_path / "speech"))]
+    arguments += ["--out", str(tmp_path / "run"), "--set", "family=tflocoformer", "--set", "model.n_blocks=1"]
+    arguments += ["--set", "model.n_channels=8", "--set", "model.feed_forward_channels=8"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    model = load_model(tmp_path / "run" / "best")
+    assert (type(model).__name__, model.config.n_blocks, model.config.n_channels) == ("TFLocoformer", 1, 8)

@@ -1,73 +1,38 @@
-import csv
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import soundfile
 import torch
+from tests.training.conftest import MINIATURES, SEPREFORMER, TFLOCOFORMER, changed, curve
 
-from flasepformer.data import DynamicMixingConfig
-from flasepformer.models import SepReformerConfig, load_model
-from flasepformer.training import (
-    OptimizationConfig,
-    Recipe,
-    SpeechConfig,
-    TrainingError,
-    load_recipe,
-    save_recipe,
-    train,
-)
+from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
+from flasepformer.metrics import best_permutation, pairwise, si_snr
+from flasepformer.models import SepReformer, load_model
+from flasepformer.training import TrainingError, load_recipe, multi_stage_loss, save_recipe, train
+from flasepformer.training.averaging import average_checkpoints
+
+SOURCE_OF_NOISE = "output_conv.bias"
+"""SI-SNR does not hear a constant, so the gradient of this is rounding, which AdamW brings to full size."""
 
 
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    """Return a folder of four synthetic talkers, two to train on and two to validate on: buzzing tones that
-    come and go."""
-    root = tmp_path_factory.mktemp("speech")
-    time_axis = np.arange(16_000) / 8000
-    for i, speaker in enumerate(("train/anna", "train/ben", "valid/cleo", "valid/dan")):
-        (root / speaker).mkdir(parents=True)
-        for k in range(3):
-            pitch = 90 * (i + 1) + 7 * k
-            voice = sum(np.sin(2 * np.pi * pitch * n * time_axis) / n for n in range(1, 8))
-            voice *= np.sin(2 * np.pi * (1 + 0.3 * k) * time_axis) ** 2
-            soundfile.write(root / speaker / f"{k}.wav", 0.1 * voice, 8000)
-    return root
+def load(path):
+    return torch.load(path, weights_only=True)
 
 
-@pytest.fixture
-def recipe(speech):
-    return Recipe(
-        seed=5,
-        model=SepReformerConfig(
-            n_filters=64, filter_length=32, hop_length=16, n_channels=16, n_heads=2, n_stages=2,
-            n_encoder_blocks=1, n_decoder_blocks=1, local_kernel_size=5, layer_scale=0.1, masking=True,
-            dropout=0.1,
-        ),
-        fourier_filters=True,
-        data=SpeechConfig(speech=str(speech), n_valid_mixtures=4),
-        mixing=DynamicMixingConfig(segment_seconds=0.5),
-        optimization=OptimizationConfig(
-            n_steps=6, batch_size=2, learning_rate=3e-3, warmup_steps=2, decay_steps=2, average_decay=0.5
-        ),
-        validate_every=3,
-        log_every=2,
-        checkpoint_minutes=0.0,
-    )  # fmt: skip
-
-
-def curve(folder):
-    with (folder / "curve.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def changed(recipe, **changes):
-    return dataclasses.replace(recipe, optimization=dataclasses.replace(recipe.optimization, **changes))
+def assert_same_weights(folder, other, part="model", **tolerance):
+    """Compare the weights of two runs' checkpoints, exactly unless there is a tolerance."""
+    tolerance = {"rtol": 0, "atol": 0, **tolerance}
+    first, second = (load(run / "checkpoint.pt")[part] for run in (folder, other))
+    if tolerance["atol"]:
+        for weights in (first, second):
+            weights.pop(SOURCE_OF_NOISE, None)
+    torch.testing.assert_close(first, second, **tolerance)
 
 
 def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path):
@@ -83,28 +48,37 @@ def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path)
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
 
 
-def test_training_learns(recipe, tmp_path):
-    longer = dataclasses.replace(
-        changed(recipe, n_steps=40, decay_steps=10), validate_every=40, log_every=20, checkpoint_minutes=10.0
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_miniature_of_each_kind_learns_and_its_checkpoint_separates(name, recipe, tmp_path):
+    short = dataclasses.replace(
+        changed(recipe, n_steps=24, batch_size=2, learning_rate=5e-3, decay_steps=0),
+        model=MINIATURES[name],
+        fourier_filters=name.endswith("sepreformer"),
+        data=dataclasses.replace(recipe.data, n_valid_mixtures=1, valid_segment_seconds=0.25),
+        mixing=DynamicMixingConfig(segment_seconds=0.25),
+        validate_every=24,
+        log_every=8,
     )
-    train(longer, tmp_path / "run")
-    rows = curve(tmp_path / "run")
-    assert float(rows[-1]["train_loss_db"]) < float(rows[0]["train_loss_db"]) - 1
+    best = train(short, tmp_path / "run")
+    losses = [float(row["train_loss_db"]) for row in curve(tmp_path / "run")]
+    assert losses[-1] < losses[0] - 4
+    store = SpeechStore.load(read_utterances(recipe.data.speech, "train"), 8000)
+    mixture, sources = DynamicMixing(store, DynamicMixingConfig(segment_seconds=1.0), seed=99).example(0)
+    scores = pairwise(si_snr, load_model(best)(mixture[None])[0].detach(), sources)
+    separated = scores.gather(0, best_permutation(scores)[None]).mean()
+    assert separated > si_snr(mixture.expand_as(sources), sources).mean() + 2
 
 
-def test_a_resumed_run_ends_with_the_same_weights(recipe, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights_and_curve(recipe, tmp_path):
     train(recipe, tmp_path / "whole")
-    # Half a run, as if killed after step 3: the schedule is that of the whole one.
-    source = tmp_path / "halves"
+    # Half a run, as if stopped after step 3: the schedule is that of the whole one.
     with pytest.raises(KeyboardInterrupt):
-        train_until(3, recipe, source)
-    train(recipe, source, resume=True)
-    checkpoints = (tmp_path / name / "checkpoint.pt" for name in ("whole", "halves"))
-    whole, halves = (torch.load(path, weights_only=True) for path in checkpoints)
-    assert halves["progress"]["step"] == 6
+        train_until(3, recipe, tmp_path / "halves")
+    train(recipe, tmp_path / "halves", resume=True)
+    assert load(tmp_path / "halves" / "checkpoint.pt")["progress"]["step"] == 6
     for part in ("model", "average"):
-        for key, value in whole[part].items():
-            assert torch.equal(value, halves[part][key]), key
+        assert_same_weights(tmp_path / "whole", tmp_path / "halves", part)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "halves")
 
 
 def train_until(step, recipe, folder):
@@ -124,9 +98,45 @@ def train_until(step, recipe, folder):
         loop._Run = original
 
 
+def test_a_run_killed_after_a_checkpoint_writes_the_rest_of_the_curve_anew(small_recipe, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_until(2, small_recipe, run)
+    checkpoint = (run / "checkpoint.pt").read_bytes()
+    train(small_recipe, run, resume=True)
+    whole, weights = curve(run), load(run / "checkpoint.pt")["model"]
+    # A kill at step 4 with the checkpoint of step 2, in the midst of the next one and of a row.
+    (run / "checkpoint-previous.pt").write_bytes(checkpoint)
+    (run / "checkpoint.pt").rename(run / "checkpoint.part")
+    with (run / "curve.csv").open("a") as file:
+        file.write("5,0.0")
+    train(small_recipe, run, resume=True)
+    assert curve(run) == whole
+    torch.testing.assert_close(load(run / "checkpoint.pt")["model"], weights, rtol=0, atol=0)
+    assert not list(run.glob("*.part"))
+
+
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(small_recipe, tmp_path):
+    train(small_recipe, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"checkpoint.pt is damaged.*checkpoint-previous.pt"):
+        train(small_recipe, tmp_path / "run", resume=True)
+
+
+def test_the_checkpoint_of_an_older_version_resumes(small_recipe, tmp_path):
+    train(small_recipe, tmp_path / "run")
+    state = load(tmp_path / "run" / "checkpoint.pt")
+    known = ("step", "n_heard", "seconds", "best_db", "n_bad")
+    state["progress"] = {key: state["progress"][key] for key in known}
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    train(changed(small_recipe, n_steps=5), tmp_path / "run", resume=True)
+    assert [int(row["step"]) for row in curve(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(recipe, tmp_path):
-    long = changed(recipe, n_steps=100_000)
+    long = dataclasses.replace(changed(recipe, n_steps=100_000), checkpoint_minutes=0.0)
     save_recipe(long, tmp_path / "long.yaml")
     command = [sys.executable, "-m", "flasepformer", "train", str(tmp_path / "long.yaml")]
     command += ["--out", str(tmp_path / "run")]
@@ -137,46 +147,171 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(recipe, tmp_path):
         time.sleep(0.1)
     process.kill()
     process.wait()
-    step = torch.load(checkpoint, weights_only=True)["progress"]["step"]
+    step = load(checkpoint)["progress"]["step"]
     train(changed(recipe, n_steps=step + 2), tmp_path / "run", resume=True)
-    assert torch.load(checkpoint, weights_only=True)["progress"]["step"] == step + 2
+    assert load(checkpoint)["progress"]["step"] == step + 2
+
+
+def train_in_two_processes(recipe, folder, *options):
+    save_recipe(recipe, folder.with_suffix(".yaml"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "flasepformer", "train", folder.with_suffix(".yaml"), "--out", folder, *options]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
     train(changed(recipe, n_steps=1, auxiliary_decay_steps=3), tmp_path / "run")
-    save_recipe(changed(recipe, auxiliary_decay_steps=3), tmp_path / "recipe.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [
-        "-m",
-        "flasepformer",
-        "train",
-        tmp_path / "recipe.yaml",
-        "--out",
-        tmp_path / "run",
-        "--resume",
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
-    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["progress"]
+    train_in_two_processes(changed(recipe, auxiliary_decay_steps=3), tmp_path / "run", "--resume")
+    progress = load(tmp_path / "run" / "checkpoint.pt")["progress"]
     assert (progress["step"], progress["n_heard"]) == (6, 1 * 2 + 5 * 4)
 
 
-def test_a_run_does_not_overwrite_another(recipe, tmp_path):
-    train(recipe, tmp_path / "run")
+@pytest.mark.slow
+def test_two_processes_train_to_the_same_weights_as_twice_the_batch(small_recipe, tmp_path):
+    train_in_two_processes(changed(small_recipe, batch_size=2), tmp_path / "two")
+    train(changed(small_recipe, batch_size=4), tmp_path / "one")
+    assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
+    assert load(tmp_path / "two" / "checkpoint.pt")["progress"]["n_heard"] == 4 * 4
+
+
+@pytest.mark.slow
+def test_two_processes_with_batch_normalisation_train_as_one_that_accumulates_their_batches(
+    small_recipe, tmp_path
+):
+    normalised = dataclasses.replace(small_recipe, model=dataclasses.replace(SEPREFORMER, dropout=0.0))
+    train_in_two_processes(normalised, tmp_path / "two")
+    train(changed(normalised, accumulate_steps=2), tmp_path / "one")
+    two, one = (load(tmp_path / name / "checkpoint.pt")["model"] for name in ("two", "one"))
+    trained = [name for name in two if "running" not in name and "num_batches" not in name]
+    torch.testing.assert_close([two[n] for n in trained], [one[n] for n in trained], rtol=0, atol=1e-4)
+
+
+def test_accumulated_batches_are_one_large_batch(small_recipe, tmp_path):
+    train(changed(small_recipe, batch_size=4), tmp_path / "large")
+    train(changed(small_recipe, batch_size=2, accumulate_steps=2), tmp_path / "small")
+    assert_same_weights(tmp_path / "large", tmp_path / "small", rtol=0, atol=1e-4)
+    for large, small in zip(curve(tmp_path / "large"), curve(tmp_path / "small"), strict=True):
+        for column in ("hours_heard", "train_loss_db", "gradient_norm"):
+            assert float(small[column]) == pytest.approx(float(large[column]), rel=0.01, abs=0.002)
+
+
+def test_other_batches_after_a_resume_go_on_with_the_next_mixture(small_recipe, tmp_path, monkeypatch):
+    heard = []
+    example = DynamicMixing.example
+
+    def overheard(self, index):
+        if self.seed == small_recipe.seed:  # not the validation
+            heard.append(index)
+        return example(self, index)
+
+    monkeypatch.setattr(DynamicMixing, "example", overheard)
+    train(changed(small_recipe, n_steps=2, batch_size=2), tmp_path / "run")
+    train(changed(small_recipe, n_steps=3, batch_size=3), tmp_path / "run", resume=True)
+    assert heard == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path, monkeypatch):
+    shares = []
+
+    def overheard(estimates, auxiliaries, sources, auxiliary_weight):
+        shares.append(auxiliary_weight)
+        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
+
+    monkeypatch.setattr("flasepformer.training.loop.multi_stage_loss", overheard)
+    falling = {"auxiliary_decay_factor": 0.5, "auxiliary_decay_start_epoch": 1, "auxiliary_decay_epochs": 2}
+    train(changed(small_recipe, auxiliary_weight=0.4, **falling), tmp_path / "run")
+    assert shares == pytest.approx([0.4, 0.2, 0.2, 0.1])
+
+
+def test_checkpointed_activations_train_to_the_same_weights(recipe, tmp_path):
+    train(recipe, tmp_path / "plain")
+    train(changed(recipe, checkpoint_activations=True), tmp_path / "lean")
+    for part in ("model", "average"):
+        assert_same_weights(tmp_path / "plain", tmp_path / "lean", part, atol=1e-6)
+
+
+def frozen(recipe, **changes):
+    """Return a recipe whose steps are too small to change anything, so that no epoch is better."""
+    return changed(recipe, learning_rate=1e-30, weight_decay=0.0, warmup_steps=0, decay_steps=0, **changes)
+
+
+def test_the_learning_rate_falls_on_a_plateau_also_after_a_resume(small_recipe, tmp_path):
+    stalling = frozen(small_recipe, n_steps=7, plateau_factor=0.5, plateau_patience=1, plateau_start_epoch=1)
+    # Epoch 1 is not watched, epoch 2 is the first and so the best; 4 is the second after it, then 6.
+    rates = []
+    for n_steps in range(1, 8):
+        train(changed(stalling, n_steps=n_steps), tmp_path / "run", resume=n_steps > 1)
+        (optimizer,) = load(tmp_path / "run" / "checkpoint.pt")["optimizers"]
+        rates.append(optimizer["param_groups"][0]["lr"] / 1e-30)
+    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25])
+
+
+def test_a_run_stops_early_and_stays_stopped(small_recipe, tmp_path):
+    stalling = frozen(small_recipe, n_steps=100, early_stop_epochs=2)
+    best = train(stalling, tmp_path / "run")
+    train(stalling, tmp_path / "run", resume=True)
+    assert [int(row["step"]) for row in curve(tmp_path / "run")] == [1, 2, 3]
+    assert load_model(best).config == TFLOCOFORMER
+
+
+def test_the_mean_of_the_best_validations_is_shipped(small_recipe, tmp_path, capsys):
+    whole, killed, robbed = (tmp_path / name for name in ("whole", "killed", "robbed"))
+    averaging = changed(small_recipe, n_steps=6, average_best=2, average_decay=0.0, decay_steps=0)
+    with pytest.raises(KeyboardInterrupt):
+        train_until(3, averaging, whole)
+    for run in (killed, robbed):
+        shutil.copytree(whole, run)
+    mean = load_model(train(averaging, whole, resume=True)).state_dict()
+
+    scores = {int(row["step"]): float(row["valid_si_snr_improvement_db"]) for row in curve(whole)}
+    kept = sorted(sorted(scores, key=scores.get)[-2:])
+    candidates = sorted((whole / "candidates").iterdir())
+    assert [path.name for path in candidates] == [f"step-{step:08d}" for step in kept]
+    torch.testing.assert_close(mean, average_checkpoints(candidates).state_dict())
+    info = json.loads((whole / "best" / "config.json").read_text())["info"]
+    assert info["mean_of"] == {str(step): scores[step] for step in sorted(kept, key=scores.get)[::-1]}
+
+    shutil.copytree(candidates[0], killed / "candidates" / "step-00000009")  # after the last checkpoint
+    best = train(averaging, killed, resume=True)
+    torch.testing.assert_close(load_model(best).state_dict(), mean)
+    assert sorted(path.name for path in (killed / "candidates").iterdir()) == [p.name for p in candidates]
+
+    shutil.rmtree(robbed / "candidates")
+    train(averaging, robbed, resume=True)
+    assert "are gone" in capsys.readouterr().err
+
+
+def test_bf16_computes_the_loss_in_float32():
+    from flasepformer.training.loop import _TrainingStep
+
+    torch.manual_seed(0)
+    step = _TrainingStep(SepReformer(SEPREFORMER)).eval()
+    sources = torch.randn(2, 2, 2000)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = step(sources.sum(1), sources, 0.4)
+        estimates, auxiliaries = step.model.forward_with_auxiliary(sources.sum(1))
+    expected = multi_stage_loss(estimates.double(), [a.double() for a in auxiliaries], sources.double(), 0.4)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_a_run_does_not_overwrite_another(small_recipe, tmp_path):
+    train(small_recipe, tmp_path / "run")
     with pytest.raises(TrainingError, match="holds a run already"):
-        train(recipe, tmp_path / "run")
+        train(small_recipe, tmp_path / "run")
 
 
-def test_there_must_be_something_to_resume(recipe, tmp_path):
+def test_there_must_be_something_to_resume(small_recipe, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
-        train(recipe, tmp_path / "run", resume=True)
+        train(small_recipe, tmp_path / "run", resume=True)
 
 
-def test_a_run_of_another_network_is_not_resumed(recipe, tmp_path):
-    train(recipe, tmp_path / "run")
-    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, n_channels=8))
+def test_a_run_of_another_network_is_not_resumed(small_recipe, tmp_path):
+    train(small_recipe, tmp_path / "run")
+    other = dataclasses.replace(small_recipe, model=dataclasses.replace(small_recipe.model, n_channels=8))
     with pytest.raises(TrainingError, match="another network"):
         train(other, tmp_path / "run", resume=True)
 
@@ -201,8 +336,51 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_keeps_the_batch(recipe, t
     exploding = changed(recipe, n_steps=50, max_bad_steps=3, **wild)
     with pytest.raises(TrainingError, match="not finite"):
         train(exploding, tmp_path / "run")
-    batch = torch.load(tmp_path / "run" / "bad-batch.pt", weights_only=True)
+    batch = load(tmp_path / "run" / "bad-batch-0.pt")
     assert batch["mixtures"].shape == (2, 4000)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_step_that_is_not_finite_leaves_no_trace_in_the_running_statistics(recipe, tmp_path, capsys):
+    # Gains up to beyond what float32 holds: some mixtures are not finite, the others are turned down.
+    loud = DynamicMixingConfig(segment_seconds=0.25, level_db=0.0, gain_range_db=(600.0, 776.0))
+    data = dataclasses.replace(recipe.data, n_valid_mixtures=1)
+    train(dataclasses.replace(changed(recipe, batch_size=1), mixing=loud, data=data), tmp_path / "run")
+    skipped = capsys.readouterr().err.count("skipped")
+    assert 0 < skipped < 6
+    state = load(tmp_path / "run" / "checkpoint.pt")
+    for part in ("model", "average"):
+        assert all(value.isfinite().all() for value in state[part].values())
+    assert state["average"]["n_averaged"] == 6 - skipped
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_run_that_ends_without_weights_says_so(small_recipe, tmp_path):
+    deafening = DynamicMixingConfig(segment_seconds=0.25, level_db=0.0, gain_range_db=(790.0, 800.0))
+    with pytest.raises(TrainingError, match="no validation was finite"):
+        train(dataclasses.replace(small_recipe, mixing=deafening), tmp_path / "run")
+
+
+def damaged_speech(speech, root, n_copies):
+    """Return a copy of the speech with more recordings of each speaker, and a page in place of one."""
+    shutil.copytree(speech, root)
+    for folder in sorted(root.glob("*/*")):
+        for k in range(n_copies):
+            shutil.copy(folder / f"{k % 3}.wav", folder / f"copy-{k}.wav")
+    (root / "train" / "anna" / "copy-0.wav").write_text("<html>not found</html>")
+    return root
+
+
+def test_a_corrupt_recording_is_skipped_and_counted_up_to_the_limit_of_the_recipe(
+    speech, small_recipe, tmp_path, capsys
+):
+    root = damaged_speech(speech, tmp_path / "speech", n_copies=60)
+    data = dataclasses.replace(small_recipe.data, speech=str(root))
+    train(dataclasses.replace(changed(small_recipe, n_steps=1), data=data), tmp_path / "run")
+    assert "train: skipped 1 corrupt of 126 recordings" in capsys.readouterr().err
+    strict = dataclasses.replace(small_recipe, data=dataclasses.replace(data, max_corrupt_share=0.005))
+    with pytest.raises(ValueError, match=r"1 of 126 recordings of split 'train' are corrupt.*0\.005"):
+        train(strict, tmp_path / "strict")
 
 
 def test_a_full_disk_costs_the_checkpoint_but_not_the_run(recipe, tmp_path, capsys):
@@ -212,8 +390,9 @@ def test_a_full_disk_costs_the_checkpoint_but_not_the_run(recipe, tmp_path, caps
         ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", mount], capture_output=True
     ).returncode:
         pytest.skip("mounting a small disk needs root")
+    often = dataclasses.replace(recipe, checkpoint_minutes=0.0)
     try:
-        train(recipe, mount / "run", speech_cache=tmp_path / "cache")
+        train(often, mount / "run", speech_cache=tmp_path / "cache")
         assert len(curve(mount / "run")) == 4
         assert not list((mount / "run").glob("*.part"))
     finally:

@@ -3,6 +3,7 @@ import torch
 
 from flasepformer.metrics import si_snr
 from flasepformer.training import magnitude_loss, multi_stage_loss, si_snr_loss
+from flasepformer.training.losses import _magnitudes, _scale_invariant_snr
 
 
 def noisy_sources(snr_db, seed=0):
@@ -31,6 +32,21 @@ def test_magnitude_loss_does_not_hear_a_change_of_sign():
     signs = torch.tensor([1.0, -1.0]).view(1, 2, 1)
     assert magnitude_loss(signs * sources, sources).item() < -40
     assert si_snr_loss(signs * sources, sources).item() < -40
+
+
+def test_spectra_are_compared_without_taking_their_mean_off():
+    # Zero-mean, these two would be the same but for the sign.
+    source, noise = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 1.0])
+    estimate = 3 * (source + 10 ** (-7 / 20) * noise)
+    assert _scale_invariant_snr(estimate, source).item() == pytest.approx(7.0, abs=1e-4)
+
+
+def test_the_spectra_have_the_frames_of_the_original():
+    sources = torch.zeros(1, 1, 4096)
+    sources[..., 2048] = 1.0  # a click is in 512 / 128 = 4 frames, one of them at the window's zero
+    powers = _magnitudes(sources).unflatten(-1, (257, -1)).square().sum(dim=2).squeeze()
+    assert (powers > 1e-3).sum() == 3
+    assert powers[4096 // 128 // 2] == pytest.approx(257.0, rel=1e-3)  # the window is 1 there
 
 
 def test_magnitude_loss_is_better_for_a_better_estimate():

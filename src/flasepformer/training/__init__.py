@@ -1,12 +1,14 @@
 """Training: a recipe and single-talker speech go in, a checkpoint and its curve come out."""
 
-from flasepformer.training.loop import TrainingError, train
+from flasepformer.training.loop import train
 from flasepformer.training.losses import magnitude_loss, multi_stage_loss, si_snr_loss
 from flasepformer.training.recipe import OptimizationConfig, Recipe, SpeechConfig, load_recipe, save_recipe
-from flasepformer.training.schedules import learning_rate
+from flasepformer.training.run_folder import TrainingError
+from flasepformer.training.schedules import Plateau, learning_rate
 
 __all__ = [
     "OptimizationConfig",
+    "Plateau",
     "Recipe",
     "SpeechConfig",
     "TrainingError",

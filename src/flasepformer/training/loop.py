@@ -1,51 +1,101 @@
 """The training loop: a recipe and speech go in, a checkpoint comes out."""
 
 import contextlib
-import csv
 import dataclasses
-import errno
-import io
+import math
 import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from flasepformer.data import DynamicMixing, SpeechStore, check_disjoint, read_utterances
 from flasepformer.metrics import best_permutation, pairwise, si_snr
-from flasepformer.models import SepReformer, load_model, save_model
-from flasepformer.training.losses import multi_stage_loss, si_snr_loss
-from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
-from flasepformer.training.schedules import learning_rate
-
-CHECKPOINT_FILE = "checkpoint.pt"
-PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.pt"
-BEST_FOLDER = "best"
-CURVE_FILE = "curve.csv"
-RECIPE_FILE = "recipe.yaml"
-BAD_BATCH_FILE = "bad-batch.pt"
-
-CURVE_COLUMNS = (
-    "step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
-    "valid_si_snr_improvement_db", "best_db",
-)  # fmt: skip
+from flasepformer.models import load_model, save_model
+from flasepformer.models.registry import FAMILIES
+from flasepformer.training.activations import checkpoint_activations
+from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.losses import multi_stage_loss
+from flasepformer.training.optimizers import build_optimizers
+from flasepformer.training.recipe import NEEDS_EXTRA, Recipe, save_recipe
+from flasepformer.training.run_folder import RunFolder, TrainingError, unless_disk_full
+from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
 
 VALID_SEED = 1
 """Of the validation mixtures; the same for every run, so that runs compare."""
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says why and what to do."""
+def train(
+    recipe: Recipe, folder: str | Path, *, resume: bool = False, speech_cache: str | Path | None = None
+) -> Path:
+    """Train a model.
+
+    The run's folder receives the resolved recipe, `curve.csv`, TensorBoard events, a checkpoint to resume
+    from every few minutes and the best weights so far in our format (`best/`). A resumed run continues as if
+    it had never stopped: every random number depends on the seed and the step alone.
+
+    With several processes (`torchrun`) each takes `batch_size` mixtures; N of them train to the same weights
+    as one that accumulates N times as many batches, and, in a network without batch normalisation, as one
+    whose batch is N times as large. Batch normalisation sees the batch of its own process; the running
+    statistics that are kept are those of the first one.
+
+    Args:
+        recipe: What to train, on what, and how.
+        folder: Where the run is kept.
+        resume: Continue the run in that folder; its recipe may change in what does not alter the network.
+        speech_cache: Folder that keeps the decoded speech for the next run.
+
+    Returns:
+        The folder of the best weights.
+
+    Raises:
+        TrainingError: If the folder holds another run already or none to resume, the loss stays not finite,
+        or no weights could be kept.
+        ValueError: If there is no speech, too much of it is corrupt, or a speaker is in both splits.
+    """
+    run_folder = RunFolder(folder)
+    accelerator = _accelerator(recipe, run_folder.path)
+    state = run_folder.load_checkpoint() if resume else None
+    if not resume and run_folder.checkpoint is not None:
+        raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
+    with accelerator.main_process_first():  # the first decodes the speech, the others find it in the cache
+        mixings = _mixings(recipe, speech_cache if speech_cache else run_folder.path / "speech-cache")
+    if accelerator.is_main_process:
+        save_recipe(recipe, run_folder.recipe)
+        (run_folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
+
+    torch.manual_seed(recipe.seed)
+    model = _initial_model(recipe).to(accelerator.device)
+    optimizers = build_optimizers(model, recipe.optimization)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
+    )
+    progress = _Progress()
+    if state is not None:
+        progress = _restore(state, model, average, optimizers)
+        if accelerator.is_main_process:
+            run_folder.cut_curve(progress.step)
+            progress.candidates = run_folder.present(progress.candidates)
+    if recipe.optimization.checkpoint_activations:
+        checkpoint_activations(model)
+    network = accelerator.prepare(_TrainingStep(model).train())
+    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    run = _Run(recipe, run_folder, accelerator, network, model, average, optimizers, progress)
+    with _stop_on_signals(accelerator.set_trigger), _logging(accelerator):
+        run.loop(*mixings)
+    if accelerator.is_main_process and not run_folder.best.is_dir():
+        raise TrainingError(f"no weights in {run_folder.best}: no validation was finite, or the disk is full")
+    return run_folder.best
 
 
 @dataclass
@@ -54,22 +104,37 @@ class _Progress:
 
     step: int = 0
     n_heard: int = 0
+    """Mixtures, in all processes; the next step takes those that follow."""
     seconds: float = 0.0
-    best_db: float = -np.inf
+    best_db: float = -math.inf
+    n_epochs_since_best: int = 0
     n_bad: int = 0
+    """Steps in a row that were not finite."""
+    n_losses: int = 0
+    sum_losses: float = 0.0
+    """Of the steps since the last row of the curve."""
+    plateau: Plateau = field(default_factory=Plateau)
+    candidates: list[tuple[float, int]] = field(default_factory=list)
+    """Score and step of the best validations, whose mean is shipped, best first."""
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "_Progress":
+        """Undo `dataclasses.asdict`; the checkpoint of an older version has fewer entries."""
+        return cls(**{**state, "plateau": Plateau(**state.get("plateau", {}))})
 
 
 class _TrainingStep(nn.Module):
     """The network and its loss as one module, which is what runs in parallel."""
 
-    def __init__(self, model: SepReformer) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, mixtures: Tensor, sources: Tensor, auxiliary_weight: float) -> Tensor:
         if auxiliary_weight == 0:  # the heads idle
-            return si_snr_loss(self.model(mixtures), sources)
-        estimates, auxiliaries = self.model.forward_with_auxiliary(mixtures)
+            estimates, auxiliaries = self.model(mixtures), []
+        else:
+            estimates, auxiliaries = self.model.forward_with_auxiliary(mixtures)
         return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
 
 
@@ -83,75 +148,16 @@ class _Examples(Dataset[tuple[Tensor, Tensor]]):
         return self.mixing.example(index)
 
 
-def train(
-    recipe: Recipe, folder: str | Path, *, resume: bool = False, speech_cache: str | Path | None = None
-) -> Path:
-    """Train a model.
-
-    The run's folder receives the resolved recipe, `curve.csv`, TensorBoard events, a checkpoint to resume
-    from every few minutes and the best weights so far in our format (`best/`). A resumed run continues as if
-    it had never stopped: every random number depends on the seed and the step alone. With several processes
-    (`torchrun`) each takes `batch_size` mixtures.
-
-    Args:
-        recipe: What to train, on what, and how.
-        folder: Where the run is kept.
-        resume: Continue the run in that folder; its recipe may change in what does not alter the network.
-        speech_cache: Folder that keeps the decoded speech for the next run.
-
-    Returns:
-        The folder of the best weights.
-
-    Raises:
-        TrainingError: If the folder holds another run already or none to resume, or the loss stays not
-        finite. ValueError: If there is no speech, or a speaker is in both splits.
-    """
-    accelerator = _accelerator(recipe, folder)
-    folder = Path(folder)
-    checkpoint_path = folder / CHECKPOINT_FILE
-    if resume and not checkpoint_path.exists():
-        raise TrainingError(f"nothing to resume: {checkpoint_path} does not exist")
-    if not resume and checkpoint_path.exists():
-        raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
-    with accelerator.main_process_first():  # the first decodes the speech, the others find it in the cache
-        mixing, valid_mixing = _mixings(recipe, speech_cache if speech_cache else folder / "speech-cache")
-    if accelerator.is_main_process:
-        save_recipe(recipe, folder / RECIPE_FILE)
-        (folder / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
-
-    torch.manual_seed(recipe.seed)
-    model = load_model(recipe.initial_checkpoint) if recipe.initial_checkpoint else SepReformer(recipe.model)
-    assert isinstance(model, SepReformer)
-    if recipe.fourier_filters and not recipe.initial_checkpoint:
-        model.initialize_fourier()
-    if model.config != recipe.model:
-        raise TrainingError(f"{recipe.initial_checkpoint} has another config than the recipe: {model.config}")
-    model.to(accelerator.device)
-    optimizers = _optimizers(model, recipe.optimization)
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
-    )
-    progress = _Progress()
-    if resume:
-        progress = _restore(checkpoint_path, model, average, optimizers)
-    network = accelerator.prepare(_TrainingStep(model).train())
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    run = _Run(recipe, folder, accelerator, network, model, average, optimizers, progress)
-    with _stop_on_signals(run.request_stop), _logging(accelerator, folder):
-        run.loop(mixing, valid_mixing)
-    return folder / BEST_FOLDER
-
-
 class _Run:
     """A run under way; see `train`."""
 
     def __init__(
         self,
         recipe: Recipe,
-        folder: Path,
+        folder: RunFolder,
         accelerator: Any,
         network: nn.Module,
-        model: SepReformer,
+        model: nn.Module,
         average: AveragedModel,
         optimizers: list[Any],
         progress: _Progress,
@@ -159,91 +165,109 @@ class _Run:
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.network, self.model, self.average, self.optimizers = network, model, average, optimizers
         self.progress = progress
-        self.n_losses, self.sum_losses = 0, 0.0
-
-    def request_stop(self) -> None:
-        """Stop all processes after the step under way."""
-        self.accelerator.set_trigger()
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
 
     def loop(self, mixing: DynamicMixing, valid_mixing: DynamicMixing) -> None:
         """Train from the current step to the last one."""
         recipe, progress = self.recipe, self.progress
-        n_steps = recipe.optimization.n_steps
+        batches = self._batches(mixing)
         last_save = last_time = time.monotonic()
-        for mixtures, sources in self._batches(mixing):
+        while not self._is_done():
+            mixtures, sources = next(batches)
             gradient_norm = self._step(mixtures, sources)
             progress.step += 1
             progress.n_heard += len(mixtures) * self.accelerator.num_processes
             now = time.monotonic()
             progress.seconds, last_time = progress.seconds + now - last_time, now
-            done = progress.step == n_steps
             stop = self.accelerator.check_trigger()
             valid_db = None
-            if progress.step % recipe.validate_every == 0 or done:
+            if progress.step % recipe.epoch_steps == 0 or progress.step == recipe.optimization.n_steps:
                 valid_db = self._validate(valid_mixing)
+                self._take_in(valid_db)
             if progress.step % recipe.log_every == 0 or valid_db is not None:
                 self._log(gradient_norm, valid_db)
-            if done or stop or now - last_save > 60 * recipe.checkpoint_minutes:
+            averages = valid_db is not None and recipe.optimization.average_best > 1
+            is_time = time.monotonic() - last_save > 60 * recipe.checkpoint_minutes
+            if stop or averages or is_time or self._is_done():
                 last_save = time.monotonic()
                 self._save()
             if stop:
                 raise KeyboardInterrupt
-            if done:
-                break
+
+    def _is_done(self) -> bool:
+        optimization, progress = self.recipe.optimization, self.progress
+        patience = optimization.early_stop_epochs
+        return progress.step >= optimization.n_steps or 0 < patience <= progress.n_epochs_since_best
 
     def _batches(self, mixing: DynamicMixing) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's batches of every step left."""
+        """Yield what this process computes in every step left."""
         optimization, accelerator = self.recipe.optimization, self.accelerator
-        width, n_processes = optimization.batch_size, accelerator.num_processes
-        batches = range(self.progress.step * n_processes, optimization.n_steps * n_processes)
+        width = optimization.batch_size * optimization.accumulate_steps
+        first = self.progress.n_heard + accelerator.process_index * width
+        stride = accelerator.num_processes * width
         indices = [
-            list(range(batch * width, (batch + 1) * width))
-            for batch in batches[accelerator.process_index :: n_processes]
+            list(range(first + k * stride, first + k * stride + width))
+            for k in range(optimization.n_steps - self.progress.step)
         ]
         loader = DataLoader(_Examples(mixing), batch_sampler=indices, num_workers=self.recipe.data.n_workers)
         for mixtures, sources in loader:
             yield mixtures.to(accelerator.device), sources.to(accelerator.device)
 
     def _step(self, mixtures: Tensor, sources: Tensor) -> float:
-        """Take one step of the optimizer; return the norm of the gradient before clipping."""
-        optimization, progress = self.recipe.optimization, self.progress
-        torch.manual_seed(
-            hash((self.recipe.seed, progress.step, self.accelerator.process_index))
-        )  # of the dropout
+        """Take one step of the optimizers; return the norm of the gradient before clipping."""
+        progress = self.progress
+        seed = hash((self.recipe.seed, progress.step, self.accelerator.process_index))
+        torch.manual_seed(seed)  # of the dropout
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate()
-        with self.accelerator.autocast():
-            loss = self.network(mixtures, sources, self._auxiliary_weight())
-        self.accelerator.backward(loss)
-        gradient_norm = float(
-            self.accelerator.clip_grad_norm_(self.model.parameters(), optimization.clip_norm)
-        )
-        if np.isfinite(gradient_norm):  # the same in every process: gradients are averaged over them
+        statistics = [buffer.clone() for buffer in self.statistics]
+        loss = self._backward(mixtures, sources)
+        clip_norm = self.recipe.optimization.clip_norm
+        gradient_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), clip_norm))
+        if math.isfinite(gradient_norm):  # the same in every process: gradients are averaged over them
             for optimizer in self.optimizers:
                 optimizer.step()
             self.average.update_parameters(self.model)
             progress.n_bad = 0
-            self.n_losses, self.sum_losses = self.n_losses + 1, self.sum_losses + float(loss.detach())
+            progress.n_losses, progress.sum_losses = progress.n_losses + 1, progress.sum_losses + loss
         else:
-            progress.n_bad += 1
-            print(
-                f"step {progress.step}: loss {float(loss.detach())}, gradient {gradient_norm}; skipped",
-                file=sys.stderr,
-            )
-            if progress.n_bad > optimization.max_bad_steps:
-                torch.save({"mixtures": mixtures, "sources": sources}, self.folder / BAD_BATCH_FILE)
-                raise TrainingError(
-                    f"{progress.n_bad} steps in a row were not finite; the last batch is in "
-                    f"{self.folder / BAD_BATCH_FILE}. Try a lower learning rate, or precision 'no'"
-                )
+            for buffer, before in zip(self.statistics, statistics, strict=True):
+                buffer.copy_(before)
+            print(f"step {progress.step}: loss {loss}, gradient {gradient_norm}; skipped", file=sys.stderr)
+            self._count_bad(mixtures, sources)
         self.network.zero_grad()
         return gradient_norm
+
+    def _backward(self, mixtures: Tensor, sources: Tensor) -> float:
+        """Compute the gradient of the mean loss of a step, a batch at a time; return that loss."""
+        width, weight = self.recipe.optimization.batch_size, self._auxiliary_weight()
+        batches = list(zip(mixtures.split(width), sources.split(width), strict=True))
+        total = 0.0
+        for k, batch in enumerate(batches, start=1):
+            is_last = k == len(batches)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
+                with self.accelerator.autocast():
+                    loss = self.network(*batch, weight) / len(batches)
+                self.accelerator.backward(loss)
+            total += float(loss.detach())
+        return total
+
+    def _count_bad(self, mixtures: Tensor, sources: Tensor) -> None:
+        self.progress.n_bad += 1
+        if self.progress.n_bad > self.recipe.optimization.max_bad_steps:
+            batch = {"mixtures": mixtures, "sources": sources}
+            path = self.folder.save_batch(batch, self.accelerator.process_index)
+            raise TrainingError(
+                f"{self.progress.n_bad} steps in a row were not finite; the last batch is in {path}. "
+                "Try a lower learning rate, or precision 'no'"
+            )
 
     def learning_rate(self) -> float:
         """Return the learning rate of the current step."""
         optimization = self.recipe.optimization
-        return learning_rate(
+        return self.progress.plateau.scale * learning_rate(
             self.progress.step,
             peak=optimization.learning_rate,
             n_steps=optimization.n_steps,
@@ -252,16 +276,25 @@ class _Run:
         )
 
     def _auxiliary_weight(self) -> float:
-        optimization = self.recipe.optimization
-        decay = optimization.auxiliary_decay_steps
-        left = max(0.0, 1 - self.progress.step / decay) if decay else 1.0
-        return optimization.auxiliary_weight * left
+        optimization, step = self.recipe.optimization, self.progress.step
+        steps_down = stepwise_decay(
+            step // self.recipe.epoch_steps,
+            factor=optimization.auxiliary_decay_factor,
+            start_epoch=optimization.auxiliary_decay_start_epoch,
+            every=optimization.auxiliary_decay_epochs,
+        )
+        left = linear_decay(step, n_steps=optimization.auxiliary_decay_steps)
+        return optimization.auxiliary_weight * left * steps_down
+
+    @property
+    def _validated(self) -> nn.Module:
+        """The network that is validated and shipped."""
+        return self.average.module if self.recipe.optimization.average_decay else self.model
 
     @torch.inference_mode()
     def _validate(self, mixing: DynamicMixing) -> float:
-        """Return the mean SI-SNRi of the averaged weights on the validation mixtures; keep the best."""
-        network: nn.Module = self.average.module if self.recipe.optimization.average_decay else self.model
-        network.eval()
+        """Return the mean SI-SNRi on the validation mixtures, in dB."""
+        network = self._validated.eval()
         total = torch.zeros((), device=self.accelerator.device)
         n_mixtures = self.recipe.data.n_valid_mixtures
         for index in range(self.accelerator.process_index, n_mixtures, self.accelerator.num_processes):
@@ -271,19 +304,49 @@ class _Run:
             scores = pairwise(si_snr, estimates, sources)
             best = scores.gather(0, best_permutation(scores).unsqueeze(0)).mean()
             total += best - si_snr(mixture.expand_as(sources), sources).mean()
-        valid_db = float(self.accelerator.reduce(total)) / n_mixtures
         self.model.train()
-        if valid_db > self.progress.best_db:
-            self.progress.best_db = valid_db
-            if self.accelerator.is_main_process:
-                info = {
-                    "description": self.recipe.description,
-                    "licence": self.recipe.licence,
-                    "step": self.progress.step,
-                    "valid_si_snr_improvement_db": round(valid_db, 3),
-                }
-                _unless_disk_full(lambda: save_model(network, self.folder / BEST_FOLDER, info))
-        return valid_db
+        return float(self.accelerator.reduce(total)) / n_mixtures
+
+    def _take_in(self, valid_db: float) -> None:
+        """Let the schedules know how an epoch ended, and keep its weights if they are among the best."""
+        optimization, progress = self.recipe.optimization, self.progress
+        if progress.step > optimization.plateau_start_epoch * self.recipe.epoch_steps:
+            progress.plateau.update(
+                valid_db, factor=optimization.plateau_factor, patience=optimization.plateau_patience
+            )
+        is_better = valid_db > progress.best_db
+        progress.best_db = valid_db if is_better else progress.best_db
+        progress.n_epochs_since_best = 0 if is_better else progress.n_epochs_since_best + 1
+        if not self.accelerator.is_main_process:
+            return
+        if optimization.average_best > 1:
+            self._keep_candidate(valid_db)
+        elif is_better:
+            info = self._info(valid_si_snr_improvement_db=round(valid_db, 3))
+            unless_disk_full(lambda: save_model(self._validated, self.folder.best, info))
+
+    def _keep_candidate(self, valid_db: float) -> None:
+        """Keep the weights if they are among the best k, and make the mean of those the best ones."""
+        progress = self.progress
+        ranked = sorted([*progress.candidates, (valid_db, progress.step)], key=lambda c: (-c[0], c[1]))
+        kept = ranked[: self.recipe.optimization.average_best]
+        if math.isnan(valid_db) or (valid_db, progress.step) not in kept:
+            return
+        info = self._info(mean_of={step: round(score, 3) for score, step in kept})
+
+        def write() -> None:
+            save_model(self._validated, self.folder.candidate(progress.step))
+            mean = average_checkpoints([self.folder.candidate(step) for _, step in kept])
+            save_model(mean, self.folder.best, info)
+
+        if unless_disk_full(write):
+            progress.candidates = kept
+
+    def _info(self, **scores: Any) -> dict[str, Any]:
+        """Return what is known of the weights, for the model's card."""
+        recipe = self.recipe
+        known = {"description": recipe.description, "licence": recipe.licence, "step": self.progress.step}
+        return {**known, **scores}
 
     def _log(self, gradient_norm: float, valid_db: float | None) -> None:
         progress = self.progress
@@ -292,66 +355,41 @@ class _Run:
             "hours_heard": round(progress.n_heard * self.recipe.mixing.segment_seconds / 3600, 3),
             "minutes": round(progress.seconds / 60, 2),
             "learning_rate": round(self.learning_rate(), 8),
-            "train_loss_db": round(self.sum_losses / max(self.n_losses, 1), 3),
+            "train_loss_db": round(progress.sum_losses / max(progress.n_losses, 1), 3),
             "gradient_norm": round(gradient_norm, 3),
             "valid_si_snr_improvement_db": None if valid_db is None else round(valid_db, 3),
-            "best_db": round(progress.best_db, 3) if np.isfinite(progress.best_db) else None,
+            "best_db": round(progress.best_db, 3) if math.isfinite(progress.best_db) else None,
         }
-        self.n_losses, self.sum_losses = 0, 0.0
+        progress.n_losses, progress.sum_losses = 0, 0.0
+        known = {key: value for key, value in row.items() if value is not None}
         if self.accelerator.is_main_process:
-            path = self.folder / CURVE_FILE
-            is_new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, CURVE_COLUMNS)
-                if is_new:
-                    writer.writeheader()
-                writer.writerow(row)
-            print("  ".join(f"{key} {value}" for key, value in row.items() if value is not None), flush=True)
-        self.accelerator.log(
-            {key: value for key, value in row.items() if value is not None}, step=progress.step
-        )
+            self.folder.append_to_curve(row)
+            print("  ".join(f"{key} {value}" for key, value in known.items()), flush=True)
+        self.accelerator.log(known, step=progress.step)
 
     def _save(self) -> None:
-        """Write the checkpoint to resume from; the one before it stays until this one is whole."""
+        """Write the checkpoint to resume from, then drop the candidates that it no longer names."""
         if not self.accelerator.is_main_process:
             return
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": vars(self.progress),
+            "progress": dataclasses.asdict(self.progress),
         }
-        buffer = io.BytesIO()  # in memory first: a full disk then is an OSError, not one of the serializer's
-        torch.save(state, buffer)
-        path = self.folder / CHECKPOINT_FILE
-
-        def write() -> None:
-            temporary = path.with_suffix(".part")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(buffer.getbuffer())
-                    file.flush()
-                    os.fsync(file.fileno())
-                if path.exists():
-                    path.replace(self.folder / PREVIOUS_CHECKPOINT_FILE)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-
-        _unless_disk_full(write)
+        if self.folder.save_checkpoint(state):
+            self.folder.remove_candidates(except_steps=[step for _, step in self.progress.candidates])
 
 
-def _accelerator(recipe: Recipe, folder: str | Path) -> Any:
+def _accelerator(recipe: Recipe, folder: Path) -> Any:
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
-        raise ImportError('training needs the extra "train": pip install "flasepformer[train]"') from error
-    Path(folder).mkdir(parents=True, exist_ok=True)
+        raise ImportError(NEEDS_EXTRA) from error
     settings = recipe.optimization
     may_idle = settings.auxiliary_weight == 0 or settings.auxiliary_decay_steps > 0
-    idle_heads = DistributedDataParallelKwargs(
-        find_unused_parameters=recipe.model.auxiliary_heads and may_idle
-    )
+    has_heads = getattr(recipe.model, "auxiliary_heads", False)
+    idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
     return Accelerator(
         mixed_precision=settings.precision,
         log_with="tensorboard",
@@ -362,61 +400,61 @@ def _accelerator(recipe: Recipe, folder: str | Path) -> Any:
 
 def _mixings(recipe: Recipe, cache: str | Path) -> tuple[DynamicMixing, DynamicMixing]:
     """Return the mixtures to train on and those to validate on."""
-    if not recipe.data.speech:
+    data = recipe.data
+    if not data.speech:
         raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
-    exclude = {"licence": recipe.data.exclude_licences} if recipe.data.exclude_licences else None
-    splits = [
-        read_utterances(recipe.data.speech, split, exclude=exclude)
-        for split in (recipe.data.train_split, recipe.data.valid_split)
-    ]
+    exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
+    names = (data.train_split, data.valid_split)
+    splits = [read_utterances(data.speech, name, exclude=exclude) for name in names]
     check_disjoint(*splits)
     stores = [
         SpeechStore.load(split, recipe.model.sample_rate, cache=cache, progress=True) for split in splits
     ]
+    for name, split, store in zip(names, splits, stores, strict=True):
+        if store.n_corrupt:
+            print(f"{name}: skipped {store.n_corrupt} corrupt of {len(split)} recordings", file=sys.stderr)
+        if store.n_corrupt > data.max_corrupt_share * len(split):
+            raise ValueError(
+                f"{store.n_corrupt} of {len(split)} recordings of split {name!r} are corrupt, more than "
+                f"data.max_corrupt_share {data.max_corrupt_share}; mend them or leave them out"
+            )
     valid_config = dataclasses.replace(
-        recipe.mixing, segment_seconds=recipe.data.valid_segment_seconds, speed_range=(1.0, 1.0)
+        recipe.mixing, segment_seconds=data.valid_segment_seconds, speed_range=(1.0, 1.0)
     )
     return (
-        DynamicMixing(stores[0], recipe.mixing, recipe.seed),
-        DynamicMixing(stores[1], valid_config, VALID_SEED),
+        DynamicMixing(stores[0], recipe.mixing, recipe.seed, cache=cache),
+        DynamicMixing(stores[1], valid_config, VALID_SEED, cache=cache),
     )
 
 
-def _optimizers(model: SepReformer, settings: OptimizationConfig) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together hold every parameter once."""
-    rest = dict(model.named_parameters())
-    optimizers: list[torch.optim.Optimizer] = []
-    if settings.optimizer == "muon":
-        inner = ("encoder_stages.", "bottleneck.", "source_split.", "decoder_stages.")
-        matrices = [name for name, p in rest.items() if p.ndim == 2 and name.startswith(inner)]
-        optimizers.append(
-            torch.optim.Muon(
-                [rest.pop(name) for name in matrices],
-                settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",  # one learning rate suits both
+def _initial_model(recipe: Recipe) -> Any:
+    """Return the network that training starts from."""
+    if recipe.initial_checkpoint:
+        model = load_model(recipe.initial_checkpoint)
+        if model.config != recipe.model:
+            raise TrainingError(
+                f"{recipe.initial_checkpoint} has another config than the recipe: {model.config}"
             )
-        )
-    optimizers.append(
-        torch.optim.AdamW(
-            rest.values(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-    )
-    return optimizers
+        return model
+    network: Any = FAMILIES[recipe.family][1](recipe.model)
+    if recipe.fourier_filters:
+        network.initialize_fourier()
+    return network
 
 
 def _restore(
-    path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
+    state: dict[str, Any], model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> _Progress:
-    state = torch.load(path, map_location="cpu", weights_only=True)
     try:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
-    except RuntimeError as error:
-        raise TrainingError(f"{path} is of another network than the recipe's: {error}") from error
-    return _Progress(**state["progress"])
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"the run is of another network or optimizer than the recipe's: {error}"
+        ) from error
+    return _Progress.restored(state["progress"])
 
 
 def _environment(accelerator: Any) -> str:
@@ -428,18 +466,8 @@ def _environment(accelerator: Any) -> str:
     )
 
 
-def _unless_disk_full(write: Callable[[], None]) -> None:
-    """Write a file of the run; a full disk costs this file, not the run."""
-    try:
-        write()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"disk full, the run goes on without this checkpoint: {error}", file=sys.stderr)
-
-
 @contextlib.contextmanager
-def _logging(accelerator: Any, folder: Path) -> Iterator[None]:
+def _logging(accelerator: Any) -> Iterator[None]:
     accelerator.init_trackers("tensorboard")
     try:
         yield

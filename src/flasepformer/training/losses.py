@@ -1,6 +1,6 @@
 """The losses of the paper, in dB, lower is better: of the output, and of the auxiliary heads' spectra."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,17 +20,21 @@ def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
         estimates: (batch, source, time).
         sources: Same shape.
     """
-    return _permutation_invariant_loss(estimates, sources)
+    return _permutation_invariant_loss(si_snr, estimates.float(), sources.float())
 
 
 def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
     """Return minus the mean scale-invariant SNR of the magnitude spectra under the best permutation, in dB.
 
+    No mean is taken off: a magnitude has no arbitrary offset.
+
     Args:
         estimates: (batch, source, time).
         sources: Same shape.
     """
-    return _permutation_invariant_loss(_magnitudes(estimates), _magnitudes(sources))
+    # Differs from the authors' code, where the scale is that of the waveforms: a head whose phases are wrong
+    # has none.
+    return _permutation_invariant_loss(_scale_invariant_snr, _magnitudes(estimates), _magnitudes(sources))
 
 
 def multi_stage_loss(
@@ -51,10 +55,21 @@ def multi_stage_loss(
     return (1 - auxiliary_weight) * loss + auxiliary_weight * auxiliary
 
 
-def _permutation_invariant_loss(estimates: Tensor, sources: Tensor) -> Tensor:
-    scores = pairwise(si_snr, estimates.float(), sources.float())  # (batch, source_estimate, source)
+def _permutation_invariant_loss(
+    metric: Callable[[Tensor, Tensor], Tensor], estimates: Tensor, sources: Tensor
+) -> Tensor:
+    scores = pairwise(metric, estimates, sources)  # (batch, source_estimate, source)
     permutation = best_permutation(scores)
     return -scores.gather(1, permutation.unsqueeze(1)).mean()
+
+
+def _scale_invariant_snr(estimates: Tensor, sources: Tensor) -> Tensor:
+    """Return the SNR in dB, from -100 to 100, of non-zero (..., any) against the sources at their level."""
+    scale = (estimates * sources).mean(-1, keepdim=True) / sources.square().mean(-1, keepdim=True)
+    target = scale * sources
+    floor = 1e-10 * estimates.square().mean(-1)
+    noise = (estimates - target).square().mean(-1)
+    return 10 * ((target.square().mean(-1) + floor) / (noise + floor)).log10()
 
 
 def _magnitudes(waveforms: Tensor) -> Tensor:
@@ -64,4 +79,5 @@ def _magnitudes(waveforms: Tensor) -> Tensor:
         waveforms.float().flatten(0, -2), AUXILIARY_WINDOW, AUXILIARY_HOP, window=window, return_complex=True
     )
     power = spectra.real.square() + spectra.imag.square()
-    return (power + torch.finfo(power.dtype).eps).sqrt().flatten(1).unflatten(0, waveforms.shape[:-1])
+    magnitudes = (power + torch.finfo(power.dtype).eps).sqrt()
+    return magnitudes.reshape(*waveforms.shape[:-1], -1)
