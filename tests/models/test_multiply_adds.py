@@ -20,7 +20,7 @@ class Counted(nn.Module):
         self.linear = nn.Linear(4, 4)
 
     def forward(self, mixture):
-        x = self.linear(self.convolution(mixture.unsqueeze(1)).mT)
+        x = self.linear(self.convolution(mixture.unsqueeze(1)).mT).unsqueeze(1)  # one head
         return F.scaled_dot_product_attention(x, x, x)
 
 

@@ -3,7 +3,8 @@
 Reference: Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
-from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -58,28 +59,15 @@ class FocusedLinearAttention(nn.Module):
         key, value = self.key_value(x).chunk(2, dim=-1)
         return self._attend(x, value, self._means(key, value, x.shape[1]))
 
-    def forward_in_pieces(self, pieces: Iterable[Tensor], n_frames: int) -> Callable[[Tensor], Tensor]:
-        """Summarize a recording that comes in pieces, and return what each piece then becomes.
+    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
+        """Return what some frames (batch, some frames, n_channels) add to the means over all `n_frames`."""
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self._means(key, value, n_frames)
 
-        Args:
-            pieces: (batch, some frames, n_channels), together all the frames.
-            n_frames: Their number.
-
-        Returns:
-            A function of (batch, some frames, n_channels) that gives what `forward` gives for these frames,
-            except for the first and last `halo` frames, which need their neighbours.
-        """
-        means = None
-        for piece in pieces:
-            key, value = self.key_value(piece).chunk(2, dim=-1)
-            part = self._means(key, value, n_frames)
-            means = part if means is None else means + part
-        assert means is not None
-
-        def attend(piece: Tensor, means: KeyValueMeans = means) -> Tensor:
-            return self._attend(piece, self.key_value(piece).chunk(2, dim=-1)[1], means)
-
-        return attend
+    def attend(self, x: Tensor, means: KeyValueMeans) -> Tensor:
+        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
+        weight, bias = (p.chunk(2)[1] for p in (self.key_value.weight, self.key_value.bias))
+        return self._attend(x, F.linear(x, weight, bias), means)
 
     @property
     def halo(self) -> int:
@@ -131,15 +119,25 @@ class GatedResidualAttention(nn.Module):
         self.gate = None if gate_norm is None else nn.Sequential(gate_norm, nn.Linear(n_channels, n_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        n_frames = x.shape[1]
-        if torch.is_grad_enabled() or n_frames <= PIECE_LENGTH:
-            return self._add(x, self.attention)
-        pieces = (self.norm(piece) for piece in x.split(PIECE_LENGTH, dim=1))
-        attend = self.attention.forward_in_pieces(pieces, n_frames)
-        return map_pieces(lambda piece: self._add(piece, attend), x, halo=self.attention.halo)
+        if torch.is_grad_enabled() or x.shape[1] <= PIECE_LENGTH:
+            return self._add(x, self.attention(self.norm(x)))
+        means = reduce(add, (self.summarize(piece, x.shape[1]) for piece in x.split(PIECE_LENGTH, dim=1)))
+        return map_pieces(lambda piece: self.update(piece, means), x, halo=self.halo)
 
-    def _add(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        attended = attend(self.norm(x))
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on, beside the means over all of them."""
+        return self.attention.halo
+
+    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
+        """Return what some frames (batch, some frames, n_channels) add to the means over all `n_frames`."""
+        return self.attention.summarize(self.norm(x), n_frames)
+
+    def update(self, x: Tensor, means: KeyValueMeans) -> Tensor:
+        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
+        return self._add(x, self.attention.attend(self.norm(x), means))
+
+    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
         if self.gate is not None:
             attended = torch.sigmoid(self.gate(x)) * attended
         return x + attended

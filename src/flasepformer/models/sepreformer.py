@@ -6,8 +6,9 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: focused linear attention and its gate.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ from flasepformer.layers import (
     RelativeAttention,
     RelativePositions,
 )
-from flasepformer.ops import PIECE_LENGTH, map_pieces, overlap_add
+from flasepformer.models.long_form import FrameMemory
+from flasepformer.models.long_sepreformer import LongPass
+from flasepformer.ops import PIECE_LENGTH, KeyValueMeans, map_pieces, overlap_add
 
 Attention = Literal["focused_linear", "linear", "softmax"]
 """Kinds of attention over the frames of a recording."""
@@ -207,8 +210,9 @@ class SepReformer(nn.Module):
         return self.config.n_sources
 
     def forward(self, mixture: Tensor) -> Tensor:
-        estimates, _ = self._separate(mixture, auxiliary=False)
-        return estimates
+        if self.training or torch.is_grad_enabled() or self.config.attention == "softmax":
+            return self._separate(mixture, auxiliary=False)[0]
+        return self.separate_in_pieces(mixture)
 
     def forward_with_auxiliary(self, mixture: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Separate, and let the auxiliary heads separate too, for the multi-stage loss.
@@ -221,18 +225,37 @@ class SepReformer(nn.Module):
         """
         return self._separate(mixture, auxiliary=True)
 
+    @torch.no_grad()
+    def separate_in_pieces(
+        self,
+        mixture: Tensor,
+        memory: FrameMemory | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Separate a recording of any length in pieces of time, with the numbers of the whole.
+
+        Args:
+            mixture: (batch, time).
+            memory: Room for what is kept of the recording between two sweeps over it; by default without
+                limit.
+            progress: Told the share that is done, from 0 to 1, after every piece.
+
+        Returns:
+            The estimates (batch, source, time), as the whole at once gives them in eval mode.
+
+        Raises:
+            ValueError: If the attention is softmax, which has no small state to carry from piece to piece.
+        """
+        if self.config.attention == "softmax":
+            raise ValueError("softmax attention cannot be evaluated in pieces: every frame needs all others")
+        normalized, deviation = self._normalize(mixture)
+        long_pass = LongPass(self, self._pad(normalized), memory or FrameMemory(), progress)
+        return self._trim(long_pass.run(), mixture.shape[-1]) * deviation
+
     def _separate(self, mixture: Tensor, auxiliary: bool) -> tuple[Tensor, list[Tensor]]:
-        if mixture.ndim != 2 or mixture.shape[-1] == 0 or not mixture.is_floating_point():
-            raise ValueError(
-                "mixture must be floating point (batch, time) with at least one sample, "
-                f"got {tuple(mixture.shape)} of {mixture.dtype}; add a batch axis with mixture[None]"
-            )
-        deviation = mixture.new_ones(())
-        if self.config.normalize_variance:
-            deviation = mixture.std(dim=-1, correction=0, keepdim=True).unsqueeze(1)  # (batch, 1, 1)
-            mixture = mixture / torch.where(deviation > 0, deviation, 1)[:, 0]  # 0: a constant, or one sample
+        normalized, deviation = self._normalize(mixture)
         n_samples = mixture.shape[-1]
-        encoded = self._encode(mixture)  # (batch, frames, filters)
+        encoded = self.encode(self._pad(normalized))  # (batch, frames, filters)
         branches = self._branches(encoded)
         estimates = self._decode(
             self.output, self.decoder, branches[-1], encoded, n_samples, self.config.masking
@@ -248,13 +271,35 @@ class SepReformer(nn.Module):
         ]
         return estimates * deviation, auxiliaries
 
-    def _encode(self, mixture: Tensor) -> Tensor:
-        """Turn (batch, time) into (batch, frames, filters); a very short mixture is padded to one filter."""
+    def _normalize(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
+        """Check the mixture; return it with unit variance if that is wanted, and what it was divided by."""
+        if mixture.ndim != 2 or mixture.shape[-1] == 0 or not mixture.is_floating_point():
+            raise ValueError(
+                "mixture must be floating point (batch, time) with at least one sample, "
+                f"got {tuple(mixture.shape)} of {mixture.dtype}; add a batch axis with mixture[None]"
+            )
+        if not self.config.normalize_variance:
+            return mixture, mixture.new_ones(())
+        deviation = mixture.std(dim=-1, correction=0, keepdim=True).unsqueeze(1)  # (batch, 1, 1)
+        # No deviation: a constant, or one sample.
+        return mixture / torch.where(deviation > 0, deviation, 1)[:, 0], deviation
+
+    def _pad(self, mixture: Tensor) -> Tensor:
+        """Pad (batch, time) to whole frames; a very short mixture to one filter."""
         beyond = mixture.shape[-1] - self.config.filter_length
         # Differs from the paper: by default the last hop is padded; else its samples come out as zeros.
         missing = -beyond if beyond < 0 else -beyond % self.config.hop_length * self.config.pad_end
-        padded = F.pad(mixture, (0, missing))
-        frames = padded.unfold(-1, self.config.filter_length, self.config.hop_length)
+        return F.pad(mixture, (0, missing))
+
+    def _trim(self, waveforms: Tensor, n_samples: int) -> Tensor:
+        """Turn (batch * source, time of the frames) into (batch, source, n_samples)."""
+        waveforms = waveforms[:, :n_samples]
+        waveforms = F.pad(waveforms, (0, n_samples - waveforms.shape[-1]))
+        return waveforms.unflatten(0, (-1, self.config.n_sources))
+
+    def encode(self, mixture: Tensor) -> Tensor:
+        """Turn whole frames (batch, time) into the encoder's output (batch, frames, filters)."""
+        frames = mixture.unfold(-1, self.config.filter_length, self.config.hop_length)
         return F.gelu(frames @ self.encoder.weight.squeeze(1).mT)
 
     def _branches(self, encoded: Tensor) -> list[Tensor]:
@@ -294,9 +339,7 @@ class SepReformer(nn.Module):
             windows = (masks * encoded.unsqueeze(1)).flatten(0, 1) @ synthesis
         else:
             windows = map_pieces(lambda piece: output(piece) @ synthesis, branch)
-        waveforms = overlap_add(windows, self.config.hop_length)[:, :n_samples]
-        waveforms = F.pad(waveforms, (0, n_samples - waveforms.shape[-1]))
-        return waveforms.unflatten(0, (-1, n_sources))
+        return self._trim(overlap_add(windows, self.config.hop_length), n_samples)
 
 
 def waveform_decoder(config: SepReformerConfig) -> nn.ConvTranspose1d:
@@ -383,7 +426,7 @@ class GlobalBlock(nn.Module):
     def __init__(self, config: SepReformerConfig, rate: int) -> None:
         super().__init__()
         n_channels = config.n_channels
-        self.attention: nn.Module
+        self.attention: Any
         if config.attention == "softmax":
             self.attention = PooledResidualAttention(config, rate)
         else:
@@ -398,6 +441,19 @@ class GlobalBlock(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
         x = self.attention(x) if positions is None else self.attention(x, positions)
         return self.feed_forward(x)
+
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on, beside the means over all of them."""
+        return self.attention.halo + self.feed_forward.halo
+
+    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
+        """Return what some frames (batch, some frames, channels) add to linear attention's means over all."""
+        return self.attention.summarize(x, n_frames)
+
+    def update(self, x: Tensor, means: KeyValueMeans) -> Tensor:
+        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
+        return self.feed_forward(self.attention.update(x, means))
 
 
 class PooledResidualAttention(nn.Module):
@@ -452,6 +508,11 @@ class LocalBlock(nn.Module):
         self.convolution = ConvLocalAttention(config)
         self.feed_forward = GatedConvFeedForward(config)
 
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on."""
+        return self.convolution.halo + self.feed_forward.halo
+
     def forward(self, x: Tensor) -> Tensor:
         return self.feed_forward(self.convolution(x))
 
@@ -467,6 +528,11 @@ class SourceBlock(nn.Module):
         self.n_sources = config.n_sources
         self.attention = FrameAttention(config)
         self.feed_forward = GatedConvFeedForward(config)
+
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on."""
+        return self.feed_forward.halo
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.unflatten(0, (-1, self.n_sources)).transpose(1, 2)  # (batch, frames, source, channels)
@@ -524,8 +590,13 @@ class GatedConvFeedForward(nn.Module):
         self.contract = nn.Linear(hidden, config.n_channels)
         self.scale = LayerScale(config)
 
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on."""
+        return self.convolution.padding
+
     def forward(self, x: Tensor) -> Tensor:
-        return map_pieces(self._forward, x, halo=self.convolution.padding)
+        return map_pieces(self._forward, x, halo=self.halo)
 
     def _forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.glu(self.convolution(self.expand(self.norm(x)))))
@@ -550,10 +621,15 @@ class ConvLocalAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.scale = LayerScale(config)
 
+    @property
+    def halo(self) -> int:
+        """Frames on either side that a frame depends on."""
+        return self.convolution.padding
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training:  # batch normalisation needs all frames
             return self._forward(x)
-        return map_pieces(self._forward, x, halo=self.convolution.padding)
+        return map_pieces(self._forward, x, halo=self.halo)
 
     def _forward(self, x: Tensor) -> Tensor:
         local = self.convolution(F.glu(self.gate(self.norm(x))))
@@ -577,9 +653,12 @@ class SourceSplit(nn.Module):
         self.norm = nn.GroupNorm(1, config.n_channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.split(x).mT).mT
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return the branches before they are normalised over all frames."""
         x = map_pieces(lambda piece: self.contract(F.glu(self.expand(piece))), x)
-        x = x.unflatten(-1, (self.n_sources, -1))  # (batch, frames, source, channels)
-        return self.norm(x.transpose(1, 2).flatten(0, 1).mT).mT
+        return x.unflatten(-1, (self.n_sources, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class OutputLayer(nn.Sequential):

@@ -1,0 +1,149 @@
+"""A recording in pieces gives the numbers of the whole."""
+
+import resource
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.models.conftest import tiny_config
+from torch.testing import assert_close
+
+from flasepformer.models import SepReformer, long_sepreformer
+from flasepformer.models.long_form import FrameMemory, Moments
+
+VARIANTS = {
+    "plain": {},
+    "ungated, three talkers": {"gated": False, "n_sources": 3},
+    "one block": {"n_encoder_blocks": 1, "n_decoder_blocks": 1},
+    "masks, as the default model": {
+        "masking": True,
+        "normalize_variance": True,
+        "n_filters": 24,
+        "filter_length": 32,
+        "hop_length": 16,
+        "n_encoder_blocks": 1,
+    },
+    "no value convolution": {"value_kernel_size": 0, "n_stages": 3},
+    "published padding": {"pad_end": False},
+}
+
+
+def build(**changes):
+    torch.manual_seed(0)
+    model = SepReformer(tiny_config(layer_scale=0.5, **changes))
+    for name, buffer in model.named_buffers():  # statistics as after a training
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.2, 0.2)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def whole(model, mixture):
+    return model.forward_with_auxiliary(mixture)[0].detach()
+
+
+def assert_same(estimates, expected):
+    rms = expected.square().mean().sqrt().item()
+    assert_close(estimates, expected, rtol=0, atol=rms * (1e-4 if expected.dtype == torch.float32 else 1e-9))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("piece_length", [16, 62, 100_000])
+def test_pieces_of_any_length_give_the_whole(variant, piece_length, monkeypatch):
+    monkeypatch.setattr(long_sepreformer, "PIECE_LENGTH", piece_length)
+    model = build(**VARIANTS[variant]).double()
+    mixture = (torch.randn(2, 1003) * torch.tensor([[1.0], [0.1]])).double()
+    assert_same(model.separate_in_pieces(mixture), whole(model, mixture))
+
+
+@settings(max_examples=25, deadline=None)
+@given(n_samples=st.integers(1, 600), half=st.integers(10, 40))
+def test_a_recording_of_any_length_gives_the_whole(n_samples, half):
+    model = build().double()
+    mixture = torch.randn(1, n_samples).double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_sepreformer, "PIECE_LENGTH", 2 * half)
+        assert_same(model.separate_in_pieces(mixture), whole(model, mixture))
+
+
+def test_inference_goes_in_pieces_and_training_does_not(monkeypatch):
+    ways = []
+    monkeypatch.setattr(SepReformer, "separate_in_pieces", lambda self, mixture: ways.append("pieces"))
+    model = build()
+    with torch.no_grad():
+        model(torch.randn(1, 100))
+        model.train()(torch.randn(2, 100))
+    model.eval()(torch.randn(1, 100))
+    assert ways == ["pieces"]
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, None])
+def test_frames_in_files_are_the_same_frames(limit, tmp_path):
+    model = build()
+    mixture = torch.randn(2, 1500)
+    memory = FrameMemory(limit, tmp_path)
+    estimates = model.separate_in_pieces(mixture, memory)
+    assert_same(estimates, model.separate_in_pieces(mixture))
+    assert memory.n_bytes == 0  # everything was given back
+    assert (memory.n_file_bytes > 0) == (limit is not None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_memory_in_use_stays_below_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(long_sepreformer, "PIECE_LENGTH", 64)
+    used = []
+
+    class Watched(FrameMemory):
+        def allocate(self, shape, like):
+            frames = super().allocate(shape, like)
+            used.append(self.n_bytes)
+            return frames
+
+    build().separate_in_pieces(torch.randn(1, 4000), Watched(100_000, tmp_path))
+    assert 50_000 < max(used) <= 100_000
+
+
+def test_a_full_disk_shows_before_the_work_begins(tmp_path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            FrameMemory(0, tmp_path).allocate((1, 1000, 8), torch.zeros(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_progress_rises_to_one():
+    told = []
+    build().separate_in_pieces(torch.randn(1, 3000), progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_softmax_attention_says_that_it_cannot():
+    model = build(attention="softmax")
+    with pytest.raises(ValueError, match="softmax attention cannot be evaluated in pieces"):
+        model.separate_in_pieces(torch.randn(1, 500))
+
+
+def test_moments_of_pieces_are_those_of_the_whole():
+    x = 100 + torch.randn(2, 1000, 6)
+    moments = Moments()
+    for piece in x.split([1, 499, 500], dim=1):
+        moments.add(piece)
+    norm = torch.nn.GroupNorm(1, 6, eps=1e-8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    assert_close(moments.normalize(x[:, 7:9], norm), norm(x.mT).mT[:, 7:9], rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_in_pieces_is_close_to_the_whole():
+    model = build()
+    mixture = torch.randn(1, 1000)
+    with torch.autocast("cpu", torch.bfloat16):
+        estimates = model.separate_in_pieces(mixture)
+    expected = whole(model, mixture)
+    assert estimates.isfinite().all()
+    assert (estimates - expected).square().mean() < 0.01 * expected.square().mean()
