@@ -6,7 +6,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.data import read_mixture_list
+from flasepformer.data import open_mixtures, read_mixture_list
 
 
 @pytest.fixture
@@ -66,3 +66,61 @@ def test_too_few_talkers_are_explained(speech, tmp_path):
     result = run("mixtures", speech, "--talkers", 4, "--out", tmp_path / "list.csv")
     assert result.exit_code == 2
     assert "got 3" in result.stderr
+
+
+def test_a_set_of_audio_files_goes_on_and_opens(speech, tmp_path):
+    out = tmp_path / "set"
+    arguments = (
+        "mixtures",
+        speech,
+        "--kind",
+        "set",
+        "--count",
+        3,
+        "--mode",
+        "max",
+        "--noise",
+        speech,
+        "--out",
+        out,
+    )
+    for _ in range(2):
+        result = run(*arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.splitlines() == [str(out / "mix_both.csv"), str(out / "mix_clean.csv")]
+    made = open_mixtures(out / "mix_both.csv", 8000)
+    assert len(made) == 3
+    assert made[0].mixture.shape == (4000,)
+    other = run(*arguments, "--seed", 1)
+    assert other.exit_code == 2
+    assert "holds a set with other" in " ".join(other.stderr.replace("│", " ").split())
+
+
+def test_conversations_of_several_lengths(speech, tmp_path):
+    options = ("--minutes", 0.1, "--minutes", 0.2, "--count", 1, "--talkers", 3, "--out", tmp_path / "set")
+    result = run("mixtures", speech, "--kind", "conversations", "--overlap", 0.2, *options)
+    assert result.exit_code == 0, result.output
+    made = open_mixtures(result.stdout.strip(), 8000)
+    assert [item.sources.shape for item in made] == [(3, 48000), (3, 96000)]
+
+
+def test_a_recording_that_fails_is_named_and_costs_exit_1(speech, tmp_path):
+    soundfile.write(speech / "a/0.wav", np.zeros(4000), 8000)
+    result = run("mixtures", speech, "--kind", "set", "--count", 3, "--out", tmp_path / "set")
+    assert result.exit_code == 1
+    assert result.stderr.count("a/0.wav is silent") == 2  # of three pairs
+    assert len(open_mixtures(tmp_path / "set/mix_clean.csv", 8000)) == 1
+
+
+def test_noise_and_rooms_want_audio_files(speech):
+    for option in (("--noise", speech), ("--reverberant",)):
+        result = run("mixtures", speech, *option)
+        assert result.exit_code == 2
+        assert "--kind set" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_environment(speech, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("mixtures", speech, "--kind", "set", "--count", 1, "--out", tmp_path / "file/set")
+    assert result.exit_code == 3
+    assert "cannot be written: Not a directory" in result.stderr

@@ -173,3 +173,149 @@ def test_an_example_of_four_seconds_costs_little(store):
         examples.example(index)
         times.append(time.perf_counter() - start)
     assert np.median(times) < 0.02  # 1.3 ms on an idle core
+
+
+def test_without_surroundings_the_mixtures_of_earlier_versions_come_back(store):
+    """Recipes of before these options existed train on the same bits; the values are of that time."""
+    for config, values, levels in (
+        (
+            {"speed_range": (1.0, 1.0)},
+            [0.0011988, 0.0780954, 0.140863, -0.1021563],
+            [0.0577983, 0.0361331, 0.0488335, 0.0389804],
+        ),
+        ({}, [-0.0091197, 0.0345246, 0.131485, 0.0037295], [0.0577975, 0.0361778, 0.0488503, 0.0389395]),
+        (
+            {"n_sources": 3, "level_db": -10.0},
+            [-0.290559, -0.1719414, -0.3038183, -0.3101579],
+            [0.214869, 0.1897523, 0.196115, 0.203984],
+        ),
+    ):
+        mixtures, sources = mixing(store, seed=0, **config).batch(0, 4)
+        assert mixtures[:, 4000].tolist() == pytest.approx(values, abs=2e-7)
+        assert sources.square().mean((1, 2)).sqrt().tolist() == pytest.approx(levels, abs=2e-7)
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory):
+    """Two rooms, each with an early and a late echo, and noise."""
+    root = tmp_path_factory.mktemp("surroundings")
+    for folder in ("rooms", "noise"):
+        (root / folder).mkdir()
+    for name, late in (("a", 1600), ("b", 2400)):
+        response = np.zeros(3000)
+        response[[20, 20 + 160, 20 + late]] = 0.5, 0.2, 0.1
+        soundfile.write(root / "rooms" / f"{name}.wav", response, 8000, "FLOAT")
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        soundfile.write(root / "noise" / f"{name}.wav", 0.1 * rng.standard_normal(9000), 8000, "FLOAT")
+    return {"rooms": str(root / "rooms"), "noise": str(root / "noise")}
+
+
+def ratio_db(signal, rest):
+    return 10 * float(torch.log10(signal.square().mean() / rest.square().mean()))
+
+
+def test_noise_lies_below_the_talkers_by_the_level_drawn(store, surroundings):
+    noisy = mixing(store, noise=surroundings["noise"], noise_snr_db=(3.0, 9.0))
+    ratios = []
+    for index in range(40):
+        mixture, sources = noisy.example(index)
+        ratios.append(ratio_db(sources.sum(0), mixture - sources.sum(0)))
+        _, clean = mixing(store).example(index)  # the talkers do not change
+        assert_close(sources / sources.abs().max(), clean / clean.abs().max(), rtol=1e-4, atol=1e-6)
+    assert 3 <= min(ratios) < 4
+    assert 8 < max(ratios) <= 9
+    seldom = mixing(store, noise=surroundings["noise"], noise_probability=0.25)
+    quiet = [torch.equal(m, s.sum(0)) for m, s in map(seldom.example, range(200))]
+    assert sum(quiet) / 200 == pytest.approx(0.75, abs=0.1)
+
+
+def test_all_talkers_are_in_one_room_and_the_target_is_dry(store, surroundings):
+    delays = []
+    for index in range(20):
+        mixture, sources = mixing(store, rooms=surroundings["rooms"]).example(index)
+        dry = sources.sum(0)
+        for late in (1600, 2400):
+            heard = dry.clone()
+            heard[160:] += 0.4 * dry[:-160]
+            heard[late:] += 0.2 * dry[:-late]
+            if torch.allclose(heard, mixture, atol=1e-5):
+                delays.append(late)
+    assert len(delays) == 20
+    assert set(delays) == {1600, 2400}
+
+
+def test_a_room_leaves_the_talkers_at_their_level(store, surroundings):
+    for index in range(10):
+        heard, _ = mixing(store, n_sources=1, rooms=surroundings["rooms"]).example(index)
+        plain, _ = mixing(store, n_sources=1).example(index)
+        assert heard.square().mean() / plain.square().mean() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_target_may_hold_the_early_reflections(store, surroundings):
+    config = {"rooms": surroundings["rooms"], **AS_RECORDED}
+    for index in range(5):
+        _, dry = mixing(store, **config).example(index)
+        mixture, early = mixing(store, room_target="early", **config).example(index)
+        expected = dry.clone()
+        expected[:, 160:] += 0.4 * dry[:, :-160]
+        assert_close(early / early.abs().max(), expected / expected.abs().max(), rtol=1e-3, atol=1e-5)
+        assert ratio_db(early.sum(0), mixture - early.sum(0)) > 10  # the late echo is 14 dB below
+
+
+def test_band_limits_take_all_of_the_mixture_and_the_sources(store, surroundings):
+    config = {"band_limit_probability": 0.5, "band_limit_hz": (800.0, 800.0), "n_sources": 4}
+    limited = {True: 0, False: 0}
+    noisy = mixing(store, noise=surroundings["noise"], noise_snr_db=(0.0, 0.0), **config)
+    for index in range(40):
+        mixture, sources = noisy.example(index)
+        energy = torch.fft.rfft(torch.stack([mixture, sources.sum(0)])).abs().square()
+        above = energy[:, 900:].sum(1) < 1e-3 * energy.sum(1)
+        assert above[0] == above[1]  # the noise above the limit goes with the talkers
+        limited[bool(above[0])] += 1
+    assert min(limited.values()) >= 10
+
+
+def test_equalisation_keeps_the_levels_and_the_sum(store):
+    for index in range(10):
+        _, plain = mixing(store).example(index)
+        mixture, coloured = mixing(store, equalization_db=6.0).example(index)
+        assert_close(mixture, coloured.sum(0))
+        assert_close(coloured.square().mean(1), plain.square().mean(1), rtol=1e-3, atol=0)
+        assert not torch.equal(coloured, plain)
+
+
+class Table(torch.utils.data.Dataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __getitem__(self, index):
+        return self.examples.example(index)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_workers_make_the_same_mixtures(store, surroundings, n_workers):
+    everything = mixing(
+        store, **surroundings, equalization_db=6.0, band_limit_probability=0.5, speed_range=(0.8, 1.25),
+        room_target="early", noise_probability=0.5,
+    )  # fmt: skip
+    batches = [[0, 1], [2, 3], [4, 5]]
+    loader = torch.utils.data.DataLoader(Table(everything), batch_sampler=batches, num_workers=n_workers)
+    for (mixtures, sources), first in zip(loader, (0, 2, 4), strict=True):
+        assert_close((mixtures, sources), everything.batch(first, 2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"noise_probability": 2}, {"noise_snr_db": (5, 0)}, {"band_limit_hz": (0, 1)}, {"equalization_db": -1}],
+)
+def test_surroundings_that_cannot_be_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DynamicMixingConfig(**wrong)
+
+
+def test_a_folder_without_rooms_or_noise_is_refused(store, tmp_path):
+    with pytest.raises(ValueError, match="no room responses in"):
+        mixing(store, rooms=str(tmp_path))
+    with pytest.raises(ValueError, match="no recordings of noise in"):
+        mixing(store, noise=str(tmp_path))

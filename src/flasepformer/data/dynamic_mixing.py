@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import soxr
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flasepformer.data.acoustics import Noise, equalize, load_rooms, low_pass, rms
 from flasepformer.data.speech_store import SpeechStore
 
 _N_DRAWS = 100  # of one example, before the whole set is held to be silent
@@ -40,21 +43,50 @@ class DynamicMixingConfig:
     """0 draws a speaker as often as there is speech of them, 1 every speaker equally often."""
     silence_db: float = -50.0
     """A crop below this level, against its utterance, is drawn again."""
+    equalization_db: float = 0.0
+    """Largest slope, and largest shelf at either end, that colours each source; its level stays."""
+    rooms: str = ""
+    """Folder of room responses, where a file is a room, and so is a folder of files; empty stays dry. All
+    talkers of a mixture are in one room."""
+    room_probability: float = 1.0
+    """How often a mixture is in a room."""
+    room_target: Literal["dry", "early"] = "dry"
+    """What the sources are then: without the room, or with its early reflections."""
+    early_seconds: float = 0.05
+    """Reflections that reach the microphone so long after the direct sound are early."""
+    noise: str = ""
+    """Folder with recordings of noise; empty adds none."""
+    noise_probability: float = 1.0
+    """How often a mixture has noise."""
+    noise_snr_db: tuple[float, float] = (0.0, 20.0)
+    """Level of all talkers together, above the noise."""
+    band_limit_probability: float = 0.0
+    """How often everything above a limit is cut off, as in a telephone or a codec: mixture and sources."""
+    band_limit_hz: tuple[float, float] = (2000.0, 3600.0)
+    """Where that limit lies."""
 
     def __post_init__(self) -> None:
         if self.n_sources < 1:
             raise ValueError(f"n_sources must be at least 1, got {self.n_sources}")
         if not self.segment_seconds > 0:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}")
-        for name in ("gain_range_db", "speed_range", "pause_seconds"):
+        for name in ("gain_range_db", "speed_range", "pause_seconds", "noise_snr_db", "band_limit_hz"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must run from low to high, got {(low, high)}")
         if self.speed_range[0] < 0.5 or self.speed_range[1] > 2:
             raise ValueError(f"speed_range must lie within 0.5 to 2, got {self.speed_range}")
-        for name in ("fill_probability", "min_filled", "speaker_balance"):
+        for name in (
+            "fill_probability", "min_filled", "speaker_balance",
+            "room_probability", "noise_probability", "band_limit_probability",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 to 1, got {getattr(self, name)}")
+        if not self.band_limit_hz[0] > 0:
+            raise ValueError(f"band_limit_hz must be positive, got {self.band_limit_hz}")
+        for name in ("equalization_db", "early_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 class DynamicMixing:
@@ -66,9 +98,20 @@ class DynamicMixing:
         store: The speech; its sample rate is that of the mixtures.
         config: How mixtures are drawn.
         seed: Another seed, another list.
+        cache: Folder that keeps the decoded noise; see `SpeechStore.load`.
+
+    Raises:
+        ValueError: There are fewer speakers than sources, or no rooms or noise where the config says.
     """
 
-    def __init__(self, store: SpeechStore, config: DynamicMixingConfig, seed: int) -> None:
+    def __init__(
+        self,
+        store: SpeechStore,
+        config: DynamicMixingConfig,
+        seed: int,
+        *,
+        cache: str | Path | None = None,
+    ) -> None:
         self.store, self.config, self.seed = store, config, seed
         self.n_samples = round(config.segment_seconds * store.sample_rate)
         by_speaker: dict[str, list[int]] = {}
@@ -80,14 +123,19 @@ class DynamicMixing:
         amount = np.array([sum(map(store.length, indices)) for indices in by_speaker.values()], dtype=float)
         weight = amount ** (1 - config.speaker_balance)
         self._speaker_probability = weight / weight.sum()
+        self._noise = Noise.load(config.noise, store.sample_rate, cache) if config.noise else None
+        self._rooms = load_rooms(config.rooms, store.sample_rate) if config.rooms else None
 
     def example(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return mixture (time,), the sum of the sources, and sources (source, time); both float32."""
+        """Return mixture (time,) and sources (source, time), float32.
+
+        The mixture is the sum of the sources, and of reverberation and noise where the config has them.
+        """
         rng = np.random.default_rng([self.seed, index])
         for _ in range(_N_DRAWS):
             sources = self._draw(rng)
             if sources is not None:
-                return sources.sum(0), sources
+                return self._record(rng, sources)
         raise ValueError(f"{_N_DRAWS} draws in a row fell below {self.config.silence_db} dB: silent speech?")
 
     def batch(self, first_index: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +149,7 @@ class DynamicMixing:
             yield self.batch(first_index, batch_size)
             first_index += batch_size
 
-    def _draw(self, rng: np.random.Generator) -> Tensor | None:
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
         """Return sources (source, time), or None when one of them is silent."""
         config = self.config
         speakers = rng.choice(
@@ -116,8 +164,46 @@ class DynamicMixing:
                 return None
             gain = 10 ** ((config.level_db + rng.uniform(*config.gain_range_db)) / 20)
             source[:] = gain * _fit(speech, self.n_samples)
-        peak = np.abs(sources.sum(0)).max()
-        return torch.from_numpy(sources * np.float32(min(1.0, config.max_peak / peak)))
+        return sources
+
+    def _record(self, rng: np.random.Generator, sources: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """Return mixture and sources as a microphone hears them, in surroundings drawn anew."""
+        config, sample_rate = self.config, self.store.sample_rate
+        if config.equalization_db:
+            sources = np.stack([equalize(s, sample_rate, config.equalization_db, rng) for s in sources])
+        rest = np.zeros((0, self.n_samples), np.float32)  # what the mixture holds besides the sources
+        if self._rooms and rng.random() < config.room_probability:
+            sources, rest = self._in_a_room(rng, sources)
+        if self._noise and rng.random() < config.noise_probability:
+            speech = np.concatenate([sources, rest]).sum(0)
+            noise = self._noise.draw(rng, self.n_samples)
+            snr = 10 ** (rng.uniform(*config.noise_snr_db) / 20)
+            noise *= rms(speech) / (snr * max(rms(noise), 1e-9))
+            rest = np.concatenate([rest, noise[None]])
+        if rng.random() < config.band_limit_probability:
+            limit = rng.uniform(*config.band_limit_hz)
+            sources, rest = (low_pass(tracks, sample_rate, limit) for tracks in (sources, rest))
+        peak = np.abs(sources.sum(0) + rest.sum(0)).max()
+        scale = np.float32(min(1.0, config.max_peak / peak))
+        heard = torch.from_numpy(sources * scale)
+        mixture = heard.sum(0)
+        return (mixture + torch.from_numpy(rest * scale).sum(0) if len(rest) else mixture), heard
+
+    def _in_a_room(
+        self, rng: np.random.Generator, sources: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the targets (source, time) in a room, and what it adds to each; no talker gets louder."""
+        assert self._rooms
+        room = self._rooms[rng.integers(len(self._rooms))]
+        n_early = round(self.config.early_seconds * self.store.sample_rate)
+        targets, wet = np.empty_like(sources), np.empty_like(sources)
+        for k, source in enumerate(sources):
+            response = room[rng.integers(len(room))]
+            heard = response.apply(source)
+            target = source if self.config.room_target == "dry" else response.early(n_early).apply(source)
+            level = np.float32(rms(source) / rms(heard))
+            targets[k], wet[k] = level * target, level * heard
+        return targets, wet - targets
 
     def _speech(self, rng: np.random.Generator, indices: list[int], n_samples: int) -> NDArray[np.float32]:
         """Return a random stretch of one speaker: a crop, or utterances in a row with pauses between."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import soundfile
 
 from flasepformer.audio import AUDIO_EXTENSIONS
+from flasepformer.data.mixture_manifest import is_mixture_manifest, read_mixture_manifest
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def read_utterances(
     Args:
         source: A folder laid out `SPEAKER/**/*.wav` (with `split`: `SPLIT/SPEAKER/**/*.wav`), or a CSV file
             with the columns `path` (relative to the CSV's folder), `speaker`, `duration_s`, and where known
-            `split`, `sex`, `corpus`, `licence`.
+            `split`, `sex`, `corpus`, `licence`. Or a manifest of mixtures, of which the sources are taken
+            (with `split`: a folder of such manifests, `SPLIT.csv`).
         split: Keep only this split, e.g. "train".
         exclude: Manifest rows to leave out, column to values: `{"licence": {"CC BY-SA 4.0"}}`.
 
@@ -43,6 +45,8 @@ def read_utterances(
         ValueError: A column or a value is missing, or nothing is left.
     """
     source = Path(source)
+    if split and (source / f"{split}.csv").is_file():
+        source, split = source / f"{split}.csv", None
     if source.is_dir():
         if exclude:
             raise ValueError(f"exclude needs the columns of a CSV manifest, but {source} is a folder")
@@ -75,6 +79,8 @@ def _duration_seconds(path: Path) -> float:
 def _read_manifest(path: Path, split: str | None, exclude: Mapping[str, Collection[str]]) -> list[Utterance]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
+        if is_mixture_manifest(reader.fieldnames or []) and not exclude:
+            return _sources(path)
         needed = ["path", "speaker", "duration_s", *(["split"] if split else []), *exclude]
         missing = [column for column in needed if column not in (reader.fieldnames or [])]
         if missing:
@@ -100,6 +106,29 @@ def _read_manifest(path: Path, split: str | None, exclude: Mapping[str, Collecti
                 )
             )
     return utterances
+
+
+def _sources(manifest: Path) -> list[Utterance]:
+    """Return the sources of a manifest of mixtures; of an utterance, the one that is cut least."""
+    longest: dict[str, Utterance] = {}
+    for mixture in read_mixture_manifest(manifest):
+        seconds = mixture.n_samples / mixture.sample_rate
+        unknown = ("",) * len(mixture.sources)
+        labels = zip(
+            mixture.sources,
+            mixture.speakers,
+            mixture.utterances,
+            mixture.sexes or unknown,
+            mixture.corpora or unknown,
+            strict=True,
+        )
+        for path, speaker, utterance, sex, corpus in labels:
+            if not speaker:
+                raise ValueError(f"{manifest}: the speakers of {mixture.name} are not known")
+            key = utterance or str(path)
+            if key not in longest or longest[key].duration_seconds < seconds:
+                longest[key] = Utterance(path, speaker, seconds, sex, corpus)
+    return list(longest.values())
 
 
 def check_disjoint(train: Iterable[Utterance], valid: Iterable[Utterance]) -> None:

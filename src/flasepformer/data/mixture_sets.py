@@ -1,14 +1,15 @@
-"""Fixed sets of mixtures with known sources, for evaluation: lists of recipes, and folders of files."""
+"""Fixed sets of mixtures with known sources: lists of recipes, folders of files, manifests of files."""
 
 import csv
 import itertools
+import math
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,28 +17,19 @@ from torch import Tensor
 
 from flasepformer.audio import AUDIO_EXTENSIONS, read_audio
 from flasepformer.data.manifest import Utterance
+from flasepformer.data.mixture import Mixture, MixtureSet, read_mixture, sex_letter, talker_groups
+from flasepformer.data.mixture_manifest import MixtureFiles, is_mixture_manifest, read_mixture_manifest
 from flasepformer.data.speech_store import mono
 
 T = TypeVar("T")
 _COLUMNS = ("path", "speaker", "gain_db", "start_s", "sex", "corpus")  # of each source
 
+_MAX_COMBINATIONS = 2_000_000  # of speakers, listed in memory
+
 LEVEL_DB = -26.0
 """RMS level against full scale of a source at gain 0."""
 MAX_PEAK = 0.9
 """A mixture above it is turned down as a whole."""
-
-
-class Mixture(NamedTuple):
-    """One mixture with its known sources."""
-
-    name: str
-    mixture: Tensor
-    """(time,)"""
-    sources: Tensor
-    """(source, time)"""
-    sample_rate: int
-    groups: Mapping[str, str] = {}
-    """What results can be grouped by: {"sexes": "F-M", "corpora": "librispeech-vctk"}; empty if not known."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +49,7 @@ class MixtureSpec:
     @property
     def groups(self) -> dict[str, str]:
         """The sexes and the corpora of the talkers, in alphabetic order; empty where not all are known."""
-        labels = {"sexes": tuple(map(_sex, self.sexes)), "corpora": self.corpora}
-        return {key: "-".join(sorted(values)) if all(values) else "" for key, values in labels.items()}
+        return talker_groups(self.sexes, self.corpora)
 
 
 def make_mixture_list(
@@ -88,17 +79,10 @@ def make_mixture_list(
     by_speaker: dict[str, list[Utterance]] = defaultdict(list)
     for utterance in utterances:
         by_speaker[utterance.speaker].append(utterance)
-    if len(by_speaker) < n_sources:
-        raise ValueError(f"mixtures of {n_sources} need as many speakers, got {len(by_speaker)}")
-    by_sexes: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
-    for speakers in itertools.combinations(sorted(by_speaker), n_sources):
-        sexes = tuple(sorted(_sex(by_speaker[speaker][0].sex) for speaker in speakers))
-        by_sexes[sexes if all(sexes) else ()].append(speakers)
-    turns = [_shuffled_forever(by_sexes[sexes], rng) for sexes in sorted(by_sexes)]
-    recordings = {name: _shuffled_forever(items, rng) for name, items in sorted(by_speaker.items())}
+    combinations = speaker_combinations(by_speaker, n_sources, rng)
+    recordings = {name: shuffled_forever(items, rng) for name, items in sorted(by_speaker.items())}
     specs = []
-    for number, turn in zip(range(n_mixtures), itertools.cycle(turns), strict=False):
-        speakers = next(turn)
+    for number, speakers in zip(range(n_mixtures), combinations, strict=False):
         chosen = [next(recordings[speakers[i]]) for i in rng.permutation(n_sources)]
         specs.append(
             MixtureSpec(
@@ -114,12 +98,31 @@ def make_mixture_list(
     return specs
 
 
-def _sex(label: str) -> str:
-    """Return F or M, also for the children's labels Fc and Mc; empty where it is not known."""
-    return label[:1].upper()
+def speaker_combinations(
+    by_speaker: Mapping[str, Sequence[Utterance]], n_sources: int, rng: np.random.Generator
+) -> Iterator[tuple[str, ...]]:
+    """Yield combinations of speakers without end, as `make_mixture_list` draws them.
+
+    When there are more than two million, the speakers are drawn at random instead of in turns.
+
+    Raises:
+        ValueError: There are fewer speakers than sources.
+    """
+    if len(by_speaker) < n_sources:
+        raise ValueError(f"mixtures of {n_sources} need as many speakers, got {len(by_speaker)}")
+    names = sorted(by_speaker)
+    if math.comb(len(names), n_sources) > _MAX_COMBINATIONS:
+        return (tuple(rng.choice(names, n_sources, replace=False).tolist()) for _ in itertools.count())
+    by_sexes: dict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
+    for speakers in itertools.combinations(names, n_sources):
+        sexes = tuple(sorted(sex_letter(by_speaker[speaker][0].sex) for speaker in speakers))
+        by_sexes[sexes if all(sexes) else ()].append(speakers)
+    turns = [shuffled_forever(by_sexes[sexes], rng) for sexes in sorted(by_sexes)]
+    return (next(turn) for turn in itertools.cycle(turns))
 
 
-def _shuffled_forever(items: Sequence[T], rng: np.random.Generator) -> Iterator[T]:
+def shuffled_forever(items: Sequence[T], rng: np.random.Generator) -> Iterator[T]:
+    """Yield all items in a random order, then all again in another one, without end."""
     while True:
         for i in rng.permutation(len(items)):
             yield items[i]
@@ -212,20 +215,6 @@ def render(spec: MixtureSpec, sample_rate: int) -> tuple[Tensor, Tensor]:
     return sources.sum(0), sources
 
 
-class MixtureSet(Protocol):
-    """A fixed set of mixtures; each is read or made when it is asked for."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    @property
-    def n_sources(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Mixture: ...
-
-
 @dataclass(frozen=True)
 class MixtureList:
     """A set of mixtures that are made from single-talker recordings, at one sample rate (Hz)."""
@@ -303,20 +292,41 @@ class MixtureFolder:
 
     def __getitem__(self, index: int) -> Mixture:
         file = self.files[index]
-        paths = [self.root / folder / file for folder in (self.mix_dir, *self.source_dirs)]
-        recordings = [read_audio(path) for path in paths]
-        sample_rate = recordings[0].sample_rate
-        mixture, *sources = (torch.from_numpy(mono(recording, sample_rate)) for recording in recordings)
-        lengths = [len(mixture), *map(len, sources)]
-        if len(set(lengths)) > 1:
-            raise ValueError(f"mixture {file} and its sources differ in length: {lengths} samples")
-        return Mixture(Path(file).stem, mixture, torch.stack(sources), sample_rate)
+        mixture, *sources = (self.root / folder / file for folder in (self.mix_dir, *self.source_dirs))
+        return read_mixture(Path(file).stem, mixture, sources)
 
 
-def open_mixtures(
-    path: str | Path, sample_rate: int, mix_dir: str | None = None
-) -> MixtureList | MixtureFolder:
-    """Open a folder of mixtures, or a CSV list of them to be made at `sample_rate` (Hz)."""
+@dataclass(frozen=True)
+class MixtureManifest:
+    """A set of mixtures on disk, read when they are asked for."""
+
+    files: Sequence[MixtureFiles]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of every mixture."""
+        return [item.name for item in self.files]
+
+    @property
+    def n_sources(self) -> int:
+        """Speakers in each mixture."""
+        return len(self.files[0].sources)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Mixture:
+        item = self.files[index]
+        groups = talker_groups(item.sexes, item.corpora) if item.sexes else {}
+        return read_mixture(item.name, item.mixture, item.sources, groups)
+
+
+def open_mixtures(path: str | Path, sample_rate: int, mix_dir: str | None = None) -> MixtureSet:
+    """Open a folder or a manifest of mixtures on disk, or a list to be made at `sample_rate` (Hz)."""
     if Path(path).is_dir():
         return MixtureFolder(path, mix_dir)
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        header = next(csv.reader(file), [])
+    if is_mixture_manifest(header):
+        return MixtureManifest(read_mixture_manifest(path))
     return MixtureList(read_mixture_list(path), sample_rate)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from flasepformer.data.manifest import Utterance
 
 MAX_CORRUPT_SHARE = 0.01
 _FULL_SCALE = 32767
-_FORMAT = 1  # part of the cache key: raise it when the stored samples change
+_FORMAT = 2  # part of the cache key: raise it when the stored samples change
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class SpeechStore:
         *,
         cache: str | Path | None = None,
         n_threads: int | None = None,
+        max_corrupt_share: float = MAX_CORRUPT_SHARE,
         progress: bool = False,
     ) -> "SpeechStore":
         """Decode every utterance to mono at one sample rate.
@@ -58,21 +59,29 @@ class SpeechStore:
             cache: Folder that keeps the decoded samples; the next call with the same files, sizes and rate
                 maps them into memory instead of decoding.
             n_threads: Decoding threads; one per core by default.
+            max_corrupt_share: Largest share of the utterances that may be corrupt.
             progress: Show a progress bar when stderr is a terminal.
 
         Raises:
-            ValueError: Nothing to decode, or more than 1 % of the utterances are corrupt.
+            ValueError: Nothing to decode, or more utterances are corrupt than may be.
         """
         utterances = tuple(utterances)
         if not utterances:
             raise ValueError("utterances is empty; read_utterances lists a folder or a manifest")
+
+        def decode(keep: Callable[[NDArray[np.int16]], object]) -> tuple[list[int], list[float]]:
+            return _decode_all(utterances, sample_rate, keep, n_threads, max_corrupt_share, progress)
+
+        samples: NDArray[np.int16]
         if cache is None:
-            samples, lengths, levels = _decode_all(utterances, sample_rate, n_threads, progress)
+            pieces: list[NDArray[np.int16]] = []
+            lengths, levels = decode(pieces.append)
+            samples = np.concatenate(pieces)
         else:
             folder = Path(cache) / _cache_key(utterances, sample_rate)
             if not folder.is_dir():
-                _save(folder, *_decode_all(utterances, sample_rate, n_threads, progress))
-            samples = np.load(folder / "samples.npy", mmap_mode="r")
+                _save(folder, decode)
+            samples = np.memmap(folder / "samples.raw", np.int16, "r")
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             lengths, levels = index["lengths"], index["rms"]
         kept = [i for i, length in enumerate(lengths) if length]
@@ -107,14 +116,19 @@ def mono(recording: Recording, sample_rate: int) -> NDArray[np.float32]:
 
 
 def _decode_all(
-    utterances: Sequence[Utterance], sample_rate: int, n_threads: int | None, progress: bool
-) -> tuple[NDArray[np.int16], list[int], list[float]]:
-    """Return the flat samples, and of each utterance its length (0 where it is corrupt) and its RMS."""
+    utterances: Sequence[Utterance],
+    sample_rate: int,
+    keep: Callable[[NDArray[np.int16]], object],
+    n_threads: int | None,
+    max_corrupt_share: float,
+    progress: bool,
+) -> tuple[list[int], list[float]]:
+    """Hand the samples of each utterance to `keep`; return its length, 0 where it is corrupt, and its RMS."""
 
     def decode(utterance: Utterance) -> tuple[NDArray[np.int16], float] | str:
         try:
             waveform = mono(read_audio(utterance.path), sample_rate)
-        except AudioError as error:
+        except (AudioError, OSError) as error:
             return str(error)
         peak = float(np.abs(waveform).max(initial=0.0))
         if peak == 0:
@@ -122,7 +136,7 @@ def _decode_all(
         stored = np.rint(waveform * (_FULL_SCALE / peak)).astype(np.int16)
         return stored, float(np.sqrt(np.mean(np.square(waveform / peak, dtype=np.float64))))
 
-    pieces: list[NDArray[np.int16]] = []
+    lengths: list[int] = []
     levels: list[float] = []
     corrupt: list[str] = []
     with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
@@ -131,14 +145,15 @@ def _decode_all(
             if isinstance(item, str):
                 corrupt.append(item)
                 item = np.empty(0, np.int16), 0.0
-            pieces.append(item[0])
+            keep(item[0])
+            lengths.append(len(item[0]))
             levels.append(item[1])
-    if len(corrupt) > MAX_CORRUPT_SHARE * len(utterances):
+    if len(corrupt) > max_corrupt_share * len(utterances):
         raise ValueError(
-            f"{len(corrupt)} of {len(utterances)} utterances are corrupt, more than {MAX_CORRUPT_SHARE:.0%}; "
+            f"{len(corrupt)} of {len(utterances)} utterances are corrupt, more than {max_corrupt_share:.0%}; "
             f"the first: {'; '.join(corrupt[:3])}"
         )
-    return np.concatenate(pieces), [len(piece) for piece in pieces], levels
+    return lengths, levels
 
 
 def _cache_key(utterances: Sequence[Utterance], sample_rate: int) -> str:
@@ -151,14 +166,17 @@ def _cache_key(utterances: Sequence[Utterance], sample_rate: int) -> str:
     return f"speech-{digest.hexdigest()[:16]}"
 
 
-def _save(folder: Path, samples: NDArray[np.int16], lengths: list[int], levels: list[float]) -> None:
+def _save(
+    folder: Path, decode: Callable[[Callable[[NDArray[np.int16]], object]], tuple[list[int], list[float]]]
+) -> None:
     """Write the cache under a temporary name, then rename it: a kill leaves no half cache."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as name:
         whole = Path(name) / "whole"
         whole.mkdir()
-        with (whole / "samples.npy").open("wb") as file:
-            np.save(file, samples)
+        with (whole / "samples.raw").open("wb") as file:
+            lengths, levels = decode(lambda piece: file.write(piece.tobytes()))  # never all in memory
+            file.flush()
             os.fsync(file.fileno())
         with (whole / "index.json").open("w", encoding="utf-8") as text:
             json.dump({"lengths": lengths, "rms": levels}, text)

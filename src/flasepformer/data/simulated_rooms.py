@@ -1,0 +1,111 @@
+"""Rooms that are simulated with image sources, for mixtures whose dry sources are known."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flasepformer.data.acoustics import RoomResponse
+
+_N_ROOMS = 100  # drawn before the decay asked for is held to be impossible
+
+
+@dataclass(frozen=True)
+class SimulatedRoom:
+    """A shoebox room with one microphone; all lengths in metres."""
+
+    size: tuple[float, float, float]
+    microphone: tuple[float, float, float]
+    talkers: tuple[tuple[float, float, float], ...]
+    decay_seconds: float
+    """Time in which reverberation falls by 60 dB."""
+
+    def responses(self, sample_rate: int) -> list[tuple[RoomResponse, RoomResponse]]:
+        """Return for each talker the direct path alone, and the whole response, in line with each other."""
+        pra = load_pyroomacoustics()
+        absorption, max_order = pra.inverse_sabine(self.decay_seconds, self.size)
+        direct, whole = (
+            self._simulate(pra, sample_rate, absorption, order) for order in (0, max_order)
+        )  # fmt: skip
+        pairs = []
+        for path, response in zip(direct, whole, strict=True):
+            arrival = int(np.abs(path).argmax())
+            level = np.linalg.norm(path)  # so a talker keeps its level, near or far
+            pairs.append(
+                (
+                    RoomResponse((path / level).astype(np.float32), arrival),
+                    RoomResponse((response / level).astype(np.float32), arrival),
+                )
+            )
+        return pairs
+
+    def _simulate(
+        self, pra: Any, sample_rate: int, absorption: float, max_order: int
+    ) -> list[NDArray[np.float64]]:
+        room = pra.ShoeBox(self.size, fs=sample_rate, materials=pra.Material(absorption), max_order=max_order)
+        room.add_microphone(self.microphone)
+        for talker in self.talkers:
+            room.add_source(talker)
+        room.compute_rir()
+        return list(room.rir[0])
+
+
+def draw_room(rng: np.random.Generator, n_talkers: int, decay_seconds: tuple[float, float]) -> SimulatedRoom:
+    """Draw a room as those of WHAMR!: a microphone near the middle, talkers around it.
+
+    The room measures 5 to 10 m by 5 to 10 m by 3 to 4 m; heads and microphone are 0.9 to 1.8 m high; each
+    talker is 0.66 to 2 m away.
+
+    Args:
+        rng: Draws everything.
+        n_talkers: How many there are.
+        decay_seconds: Range of the time in which reverberation falls by 60 dB.
+
+    Raises:
+        ValueError: No room of that size decays so fast.
+    """
+    pra = load_pyroomacoustics()
+    for _ in range(_N_ROOMS):
+        size = rng.uniform((5, 5, 3), (10, 10, 4))
+        decay = float(rng.uniform(*decay_seconds))
+        try:
+            pra.inverse_sabine(decay, size)
+        except ValueError:  # needs more absorption than there can be
+            continue
+        middle = np.array([*(size[:2] / 2 + rng.uniform(-0.2, 0.2, 2)), rng.uniform(0.9, 1.8)])
+        distance, angle = rng.uniform(0.66, 2.0, n_talkers), rng.uniform(0, 2 * np.pi, n_talkers)
+        height = rng.uniform(0.9, 1.8, n_talkers)
+        talkers = np.stack(
+            [middle[0] + distance * np.cos(angle), middle[1] + distance * np.sin(angle), height], axis=1
+        )
+        return SimulatedRoom(
+            size=_point(size),
+            microphone=_point(middle),
+            talkers=tuple(map(_point, talkers)),
+            decay_seconds=decay,
+        )
+    raise ValueError(
+        f"no room of 5 to 10 m decays in {decay_seconds[0]} to {decay_seconds[1]} s; take 0.2 s or more"
+    )
+
+
+def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (round(float(value), 3) for value in values)
+    return x, y, z
+
+
+def load_pyroomacoustics() -> Any:
+    """Import the simulator.
+
+    Raises:
+        ImportError: The extra "data" is missing.
+    """
+    try:
+        import pyroomacoustics
+    except ImportError as error:
+        raise ImportError(
+            'simulated rooms need the extra "data": pip install "flasepformer[data]"'
+        ) from error
+    pyroomacoustics.constants.set("num_threads", 1)  # the order of its sums must not depend on the machine
+    return pyroomacoustics
