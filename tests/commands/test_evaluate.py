@@ -12,7 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.data import MixtureFolder
+from flasepformer.evaluation import evaluate as score
+from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,52 @@ def test_a_row_for_each_mixture_and_the_summary(checkpoint, mixtures, tmp_path):
     improvements = [float(row["SI-SNRi"]) for row in rows]
     assert summary["mean"]["si_snr_improvement"] == pytest.approx(sum(improvements) / 2, abs=1e-3)
     assert summary["mean"]["sdr"] == pytest.approx(sum(float(row["SDR"]) for row in rows) / 2, abs=1e-3)
-    header, values, path = result.stdout.splitlines()
-    assert header.split()[:6] == ["dB", "MIXTURES", "SI-SNR", "SI-SNRi", "SDR", "SDRi"]
-    assert values.split()[:2] == ["all", "2"]
-    assert float(values.split()[3]) == pytest.approx(summary["mean"]["si_snr_improvement"], abs=0.01)
-    assert path == str(tmp_path / "results/scores.csv")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["dB", "MEAN", "95", "%", "MEDIAN", "MIXTURE", "N/A"]
+    assert [line[0] for line in lines[1:5]] == ["SI-SNR", "SI-SNRi", "SDR", "SDRi"]
+    assert float(lines[2][1]) == pytest.approx(summary["mean"]["si_snr_improvement"], abs=0.01)
+    low, high = summary["interval"]["si_snr_improvement"]
+    assert (low, high) == pytest.approx((min(improvements), max(improvements)), abs=1e-3)  # of two
+    assert lines[7][:2] == ["all", "2"]
+    assert lines[-1] == [str(tmp_path / "results/scores.csv")]
+
+
+def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path):
+    arguments = ["evaluate", checkpoint, mixtures, "--out", tmp_path / "results", "--device", "cpu"]
+    subprocess.run([sys.executable, "-m", "flasepformer", *arguments], check=True, capture_output=True)
+    summary = json.loads((tmp_path / "results/summary.json").read_text())
+    assert summary["model"]["name"] == str(checkpoint)
+    assert len(summary["model"]["weights_sha256"]) == 64
+    assert summary["set"]["split"] == "tt"
+    assert summary["set"]["mixture"] == "mix_clean"
+    assert summary["set"]["targets"] == ["s1", "s2"]
+    assert summary["set"]["n_mixtures"] == 2
+    assert summary["command"].startswith(f"flasepformer evaluate {checkpoint}")
+    assert summary["versions"]["torch"] == torch.__version__
+    assert "torchmetrics" in summary["versions"]
+
+
+def test_more_metrics_by_name(checkpoint, mixtures, tmp_path):
+    options = ("--metrics", "sir, confusion", "--no-sdr", "--json")
+    result = run(checkpoint, mixtures, "--out", tmp_path / "results", *options)
+    assert {"sir", "mixture_sir", "confusion"} <= set(json.loads(result.stdout)["mean"])
+    unknown = run(checkpoint, mixtures, "--out", tmp_path / "other", "--metrics", "wer")
+    assert (unknown.exit_code, "no metric is called wer" in unknown.stderr) == (2, True)
+
+
+def test_an_evaluation_that_was_cut_short_goes_on(checkpoint, mixtures, tmp_path):
+    """A journal with the first row, as a kill leaves it: its mixture is not needed any more."""
+    options = (checkpoint, mixtures, "--no-sdr", "--out", tmp_path / "results")
+    journal = tmp_path / "results/scores.partial.jsonl"
+    model, mixture_set = load_model(checkpoint), MixtureFolder(mixtures)
+    journal.parent.mkdir()
+    score(model, mixture_set, metrics=(), limit=1, journal=journal)
+    (mixtures / "mix_clean/a.wav").write_bytes(b"")
+    other = run(*options, "--metrics", "sir")
+    assert (other.exit_code, "unfinished evaluation" in other.stderr) == (2, True)
+    assert run(*options).exit_code == 0
+    assert not journal.exists()
+    assert (tmp_path / "results/scores.csv").read_text().splitlines()[1].startswith("a,0.500,")
 
 
 def test_json_limit_and_no_sdr(checkpoint, mixtures, tmp_path):
@@ -63,7 +106,7 @@ def test_json_limit_and_no_sdr(checkpoint, mixtures, tmp_path):
     result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results", *options)
     content = json.loads(result.stdout)
     assert content["n_mixtures"] == 1
-    assert set(content["mean"]) == {"si_snr", "si_snr_improvement"}
+    assert set(content["mean"]) == {"si_snr", "si_snr_improvement", "mixture_si_snr"}
 
 
 def test_one_bad_mixture_exits_with_1_and_the_other_is_scored(checkpoint, mixtures, tmp_path):
@@ -72,13 +115,18 @@ def test_one_bad_mixture_exits_with_1_and_the_other_is_scored(checkpoint, mixtur
     assert result.exit_code == 1
     assert "error: a: " in result.stderr
     assert "empty file" in result.stderr
-    assert (tmp_path / "results/scores.csv").read_text().splitlines()[1].startswith("b,")
+    bad, good = (tmp_path / "results/scores.csv").read_text().splitlines()[1:]
+    assert bad.startswith("a,n/a,n/a,n/a,")
+    assert "empty file" in bad
+    assert good.startswith("b,0.500,")
 
 
 def test_wrong_usage_exits_with_2(checkpoint, mixtures, tmp_path):
     options = ("--model", checkpoint, "--no-sdr", "--out", tmp_path / "results")
     (tmp_path / "list.csv").write_text("path,speaker\na.wav,a\n")
     assert run("--mixtures", tmp_path / "nowhere", *options).exit_code == 2
+    assert run(*options).exit_code == 2
+    assert run("default", mixtures, *options).exit_code == 2  # two models
     assert run("--mixtures", tmp_path / "list.csv", *options).exit_code == 2
     assert run("--mixtures", mixtures / "s1", *options).exit_code == 2  # a folder without mixtures
     assert not (tmp_path / "results/scores.csv").exists()
@@ -124,5 +172,5 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_pat
     with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-    assert (process.returncode, "interrupted; no results were written" in errors) == (130, True)
+    assert (process.returncode, "interrupted; the same command goes on where it was" in errors) == (130, True)
     assert list((tmp_path / "results").iterdir()) == []

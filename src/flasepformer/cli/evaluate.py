@@ -1,8 +1,12 @@
 """`flasepformer evaluate`: how well a model separates mixtures whose sources are known."""
 
 import json
+import math
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,68 +15,78 @@ from flasepformer.cli.console import print_message, print_result
 if TYPE_CHECKING:
     from flasepformer.evaluation import EvaluationResult, Summary
 
+JOURNAL_FILE = "scores.partial.jsonl"
+MIXTURES_PER_JOB = 8  # fewer are done sooner than another process starts
+
 
 def evaluate(
-    mixtures: Annotated[
-        Path,
-        typer.Option(exists=True, help="CSV list of mixtures, or a folder that holds mix*/, s1/, s2/, ..."),
-    ],
     model: Annotated[
-        str, typer.Option(help="Name or checkpoint of the model; see `flasepformer models`.")
-    ] = "default",
+        str | None,
+        typer.Argument(help="Name or checkpoint of the model, see `flasepformer models`; default: default."),
+    ] = None,
+    mixture_set: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SET",
+            help="CSV list or manifest of mixtures, or a folder that holds mix*/, s1/, s2/, ...",
+        ),
+    ] = None,
+    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    set_option: Annotated[Path | None, typer.Option("--mixtures", help="The same as SET.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many mixtures.")] = None,
     sdr: Annotated[bool, typer.Option("--sdr/--no-sdr", help="Compute the SDR, too.")] = True,
+    metrics: Annotated[
+        str, typer.Option(help="More to compute, with commas: sir, sar, pesq, estoi, confusion, leakage.")
+    ] = "",
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes, of one thread each; all cores by default, one on a GPU."),
+    ] = None,
     mix_dir: Annotated[
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
     ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results that exist, finished or not.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object, not as a table.")
     ] = False,
 ) -> None:
     """Separate mixtures with known sources and score the estimates: SI-SNR, SDR and their improvements.
 
-    Exit codes: 0 all done, 1 some mixtures failed, 2 wrong usage, 3 no usable model, device or disk,
+    confusion is the share of the time in which a talker is in the wrong track, for conversations; leakage the
+    level of the other track where one talker is alone. An evaluation that was cut short goes on where it was.
+
+    Exit codes: 0 all done, 1 some mixtures failed, 2 wrong usage, 3 no usable model, device, disk or package,
     130 interrupted.
     """
-    from flasepformer.data import open_mixtures
-    from flasepformer.evaluation import evaluate as score
-    from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
-    from flasepformer.models import CheckpointError
-
+    name = _either(model, model_option, "MODEL") or "default"
+    path = _either(mixture_set, set_option, "SET")
+    if path is None or not path.exists():
+        raise typer.BadParameter(f"give a SET that exists, after the MODEL or with --mixtures; got {path}")
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
+    wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
+
+    from flasepformer.inference import DeviceError, OutputError
+    from flasepformer.models import CheckpointError
+
     try:
-        with growing_folder(out):  # before any work: can anything be written there?
-            pass
-        if sdr:
-            import torchmetrics  # noqa: F401  # before any work, too
-        separator = Separator.from_pretrained(model, device)
-        try:
-            mixture_set = open_mixtures(mixtures, separator.sample_rate, mix_dir)
-            result = score(separator, mixture_set, with_sdr=sdr, limit=limit, progress=True)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-        table, _ = result.write(out, model=separator.description, mixtures=str(mixtures))
-    except ModuleNotFoundError as error:
-        if error.name != "torchmetrics":
-            raise
-        print_message(
-            'error: the SDR needs torchmetrics: pip install "flasepformer[evaluation]", or --no-sdr'
-        )
-        raise typer.Exit(3) from error
-    except (CheckpointError, DeviceError, OutputError) as error:
+        result, table = _score(name, path, wanted, out, limit, jobs, mix_dir, device, overwrite)
+    except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt:
-        print_message("interrupted; no results were written")
+        print_message("interrupted; the same command goes on where it was")
         raise typer.Exit(130) from None
-    for name, reason in result.failures:
-        print_message(f"error: {name}: {reason}")
+    for mixture, reason in result.failures:
+        print_message(f"error: {mixture}: {reason}")
     if as_json:
         print_result(json.dumps(result.as_dict(), indent=2))
     else:
@@ -82,28 +96,107 @@ def evaluate(
     raise typer.Exit(1 if result.failures else 0)
 
 
+def _either(argument: Any, option: Any, name: str) -> Any:
+    if argument is not None and option is not None and argument != option:
+        raise typer.BadParameter(f"{name} is given twice: {argument} and {option}")
+    return option if argument is None else argument
+
+
+def _score(
+    name: str,
+    path: Path,
+    metrics: list[str],
+    out: Path,
+    limit: int | None,
+    jobs: int | None,
+    mix_dir: str | None,
+    device: str,
+    overwrite: bool,
+) -> tuple["EvaluationResult", Path]:
+    """Evaluate and write the results; return them with the path of the table."""
+    from flasepformer.data import open_mixtures
+    from flasepformer.evaluation import check_metrics, describe_set, versions, weights_digest
+    from flasepformer.evaluation import evaluate as score
+    from flasepformer.inference import Separator, growing_folder
+
+    with growing_folder(out):  # before any work: can anything be written there?
+        pass
+    check_metrics(metrics)
+    separator = Separator.from_pretrained(name, device)
+    mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
+    if jobs is None:
+        n_mixtures = min(len(mixtures), limit or len(mixtures))
+        jobs = min(_n_cores(), -(-n_mixtures // MIXTURES_PER_JOB)) if separator.device.type == "cpu" else 1
+    journal = out / JOURNAL_FILE
+    if overwrite:
+        journal.unlink(missing_ok=True)
+    result = score(
+        separator, mixtures, metrics=metrics, limit=limit, jobs=jobs, journal=journal, progress=True
+    )
+    table, _ = result.write(
+        out,
+        model={**separator.description, "weights_sha256": weights_digest(separator.model)},
+        mixtures=str(path),
+        set={**describe_set(mixtures, path), "mix_dir": mix_dir, "limit": limit},
+        command=shlex.join(["flasepformer", *sys.argv[1:]]),
+        versions=versions(metrics),
+        device=str(separator.device),
+    )
+    journal.unlink()
+    return result, table
+
+
+def _n_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
 def _table(result: "EvaluationResult") -> list[str]:
-    """Return the summary of everything, then one line for each group."""
+    """Return the summary of everything, a line for each metric, then a line for each group."""
     from flasepformer.evaluation import METRICS
 
-    summaries = {"all": result.summary()}
-    for key, groups in result.grouped().items():
-        if len(groups) > 1:
-            summaries |= {f"{key} {value or 'unknown'}": summary for value, summary in groups.items()}
-    metrics = [metric for metric in METRICS if metric in summaries["all"].mean]
+    whole = result.summary()
+    rows = [["dB", "MEAN", "95 %", "MEDIAN", "MIXTURE", "N/A"]]
+    for metric, value in whole.mean.items():
+        if not metric.startswith("mixture_"):
+            label, unit = METRICS[metric].label, METRICS[metric].unit
+            low, high = whole.interval[metric]
+            cells = [value, whole.median[metric], whole.mean.get(f"mixture_{metric}", math.nan)]
+            mean, median, mixture = map(_decibels, cells)
+            rows.append(
+                [
+                    label if unit in ("dB", "") else f"{label} ({unit})",
+                    *(mean, "" if math.isnan(low) else f"{low:.2f} .. {high:.2f}", median),
+                    *(mixture, str(whole.not_applicable.get(metric, ""))),
+                ]
+            )
+    groups = [["GROUP", "MIXTURES", "SI-SNRi", "SDRi", "MEDIAN SI-SNRi", "WORSE", "RTF"], _line("all", whole)]
+    for key, summaries in result.grouped().items():
+        if len(summaries) > 1:
+            groups += [_line(f"{key} {value or 'unknown'}", summary) for value, summary in summaries.items()]
+    return [*aligned(rows), "", *aligned(groups)]
 
-    def cells(label: str, summary: "Summary") -> list[str]:
-        means = [f"{summary.mean[metric]:.2f}" for metric in metrics]
-        return [label, str(summary.n_mixtures), *means, f"{summary.median.get('si_snr_improvement', 0):.2f}",
-                f"{summary.share_worse:.1%}", f"{summary.real_time_factor:.3f}"]  # fmt: skip
 
-    header = ["dB", "MIXTURES", *(METRICS[metric] for metric in metrics), "MEDIAN SI-SNRi", "WORSE", "RTF"]
-    rows = [header, *(cells(label, summary) for label, summary in summaries.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+def _line(label: str, summary: "Summary") -> list[str]:
+    means = [summary.mean.get(metric, math.nan) for metric in ("si_snr_improvement", "sdr_improvement")]
+    scores = [*means, summary.median.get("si_snr_improvement", math.nan)]
+    worse = "" if math.isnan(summary.share_worse) else f"{summary.share_worse:.1%}"
+    return [label, str(summary.n_mixtures), *map(_decibels, scores), worse, f"{summary.real_time_factor:.3f}"]
+
+
+def _decibels(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table whose first column is text and whose others are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     ]

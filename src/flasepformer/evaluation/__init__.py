@@ -1,5 +1,51 @@
-"""Score a model on mixtures with known sources: one row for each mixture, then the summary."""
+"""How well models separate mixtures whose sources are known.
 
-from flasepformer.evaluation.evaluate import METRICS, EvaluationResult, EvaluationRow, Summary, evaluate
+`evaluate` scores a model: one row for each mixture, then the summary. `compare` takes two such tables of the
+same mixtures. `write_report` makes a page of one or several, with sounds and pictures.
+"""
 
-__all__ = ["METRICS", "EvaluationResult", "EvaluationRow", "Summary", "evaluate"]
+from flasepformer.evaluation.comparison import (
+    Difference,
+    compare,
+    comparison_as_dict,
+    scatter_plot,
+    write_comparison,
+)
+from flasepformer.evaluation.evaluate import evaluate
+from flasepformer.evaluation.examples import Example, choose_examples, make_examples
+from flasepformer.evaluation.provenance import describe_set, versions, weights_digest
+from flasepformer.evaluation.report import write_report
+from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
+from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
+from flasepformer.evaluation.statistics import bootstrap_interval
+from flasepformer.evaluation.stored import StoredResult, load_result
+from flasepformer.evaluation.summary import EvaluationResult, Summary
+
+__all__ = [
+    "EXTRA_METRICS",
+    "METRICS",
+    "Difference",
+    "EvaluationResult",
+    "EvaluationRow",
+    "Example",
+    "Metric",
+    "StoredResult",
+    "Summary",
+    "bootstrap_interval",
+    "check_metrics",
+    "choose_examples",
+    "compare",
+    "comparison_as_dict",
+    "describe_set",
+    "evaluate",
+    "load_result",
+    "make_examples",
+    "read_scores",
+    "scatter_plot",
+    "score_estimates",
+    "versions",
+    "weights_digest",
+    "write_comparison",
+    "write_report",
+    "write_scores",
+]

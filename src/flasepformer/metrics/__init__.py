@@ -1,18 +1,27 @@
-"""Pure tensor functions in dB, higher is better: how well estimates match known sources."""
+"""Pure tensor functions: how well estimates match known sources, in dB unless their names say otherwise."""
 
+from flasepformer.metrics.bss_eval import sir_sar
+from flasepformer.metrics.conversation import leakage_db, talker_confusion
+from flasepformer.metrics.perceptual import PESQ_MAX_SECONDS, estoi, pesq
 from flasepformer.metrics.permutation import best_permutation, pairwise, reorder
 from flasepformer.metrics.ratios import LIMIT_DB, sdr, sdr_improvement, si_snr, si_snr_improvement
 from flasepformer.metrics.separation import SeparationScores, separation_scores
 
 __all__ = [
     "LIMIT_DB",
+    "PESQ_MAX_SECONDS",
     "SeparationScores",
     "best_permutation",
+    "estoi",
+    "leakage_db",
     "pairwise",
+    "pesq",
     "reorder",
     "sdr",
     "sdr_improvement",
     "separation_scores",
     "si_snr",
     "si_snr_improvement",
+    "sir_sar",
+    "talker_confusion",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 LIMIT_DB = 100.0
 _FLOOR = 10 ** (-LIMIT_DB / 10)  # the same as a ratio of powers
 _TINY = 1e-24  # mean square; 0 for every practical signal, and keeps the logarithm off 0
-_FILTER_LENGTH = 512  # taps of BSSEval version 3
+FILTER_LENGTH = 512  # taps of BSSEval version 3
 
 
 def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def sdr(estimates: Tensor, sources: Tensor) -> Tensor:
     impulse[..., 0] = 1.0  # in place of a silent source, whose equations have no solution
     sources = torch.where(silent.unsqueeze(-1), impulse, sources)
     ratio_db = signal_distortion_ratio(
-        _at_peak_1(estimates), _at_peak_1(sources), filter_length=_FILTER_LENGTH
+        _at_peak_1(estimates), _at_peak_1(sources), filter_length=FILTER_LENGTH
     )
     # rounding takes the coherence of an exact copy to 1 or just above: infinite, or a logarithm below 0
     ratio_db = ratio_db.nan_to_num(nan=LIMIT_DB).clamp(-LIMIT_DB, LIMIT_DB)

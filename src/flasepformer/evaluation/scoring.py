@@ -1,0 +1,152 @@
+"""What is measured: the metrics with their names, and all scores of one mixture."""
+
+import importlib
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from flasepformer.data import Mixture
+from flasepformer.inference.levels import explaining_gains
+from flasepformer.metrics import (
+    LIMIT_DB,
+    estoi,
+    leakage_db,
+    pesq,
+    reorder,
+    sdr,
+    separation_scores,
+    sir_sar,
+    talker_confusion,
+)
+
+Scores = dict[str, tuple[float, ...]]
+"""By the keys of `METRICS`: one value for each source, or a single one for the whole mixture."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is printed."""
+
+    label: str
+    unit: str = "dB"
+    lower_is_better: bool = False
+    per_source: bool = True
+    """One value for each source; otherwise one for the mixture."""
+
+
+METRICS = {
+    "si_snr": Metric("SI-SNR"),
+    "si_snr_improvement": Metric("SI-SNRi"),
+    "sdr": Metric("SDR"),
+    "sdr_improvement": Metric("SDRi"),
+    "sir": Metric("SIR"),
+    "sar": Metric("SAR"),
+    "pesq": Metric("PESQ", "MOS"),
+    "estoi": Metric("ESTOI", ""),
+    "confusion": Metric("confusion", "share", lower_is_better=True, per_source=False),
+    "leakage": Metric("leakage", "dB", lower_is_better=True, per_source=False),
+    "mixture_si_snr": Metric("mixture SI-SNR"),
+    "mixture_sdr": Metric("mixture SDR"),
+    "mixture_sir": Metric("mixture SIR"),
+    "mixture_sar": Metric("mixture SAR"),
+    "mixture_pesq": Metric("mixture PESQ", "MOS"),
+    "mixture_estoi": Metric("mixture ESTOI", ""),
+}
+"""Everything a row can hold; `mixture_...` is the score of the mixture itself, taken for every estimate."""
+
+EXTRA_METRICS = ("sdr", "sir", "sar", "pesq", "estoi", "confusion", "leakage")
+"""What can be asked for beside the SI-SNR."""
+
+_PACKAGES = {
+    "sdr": ("torchmetrics", "evaluation"),
+    "pesq": ("pesq", "perceptual"),
+    "estoi": ("pystoi", "perceptual"),
+}
+_PERFECT_DB = LIMIT_DB - 1  # a mixture above it holds nothing that is unwanted
+
+
+def check_metrics(metrics: Collection[str]) -> None:
+    """Make sure that metrics are known and their packages there, before any work.
+
+    Raises:
+        ValueError: There is no such metric.
+        ModuleNotFoundError: A package is missing; the message names the extra to install.
+    """
+    if unknown := [metric for metric in metrics if metric not in EXTRA_METRICS]:
+        raise ValueError(f"no metric is called {', '.join(unknown)}; there are {', '.join(EXTRA_METRICS)}")
+    for metric in metrics:
+        package, extra = _PACKAGES.get(metric, ("", ""))
+        try:
+            if package:
+                importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f'{metric} needs {package}: pip install "flasepformer[{extra}]", or leave {metric} out',
+                name=error.name,
+            ) from error
+
+
+def package_of(metric: str) -> str:
+    """Return the package that computes a metric; empty if we do."""
+    return _PACKAGES.get(metric, ("", ""))[0]
+
+
+def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] = ()) -> Scores:
+    """Score estimates against the sources of a mixture, in the order that has the highest SI-SNR.
+
+    A source that is silent or missing is "not applicable": nan. So is a score of the mixture that is
+    infinite, and the improvement over it: one talker alone is separated already.
+
+    Args:
+        estimates: (source, time).
+        item: The mixture; it may have fewer sources than there are estimates.
+        metrics: Of `EXTRA_METRICS`.
+
+    Raises:
+        ValueError: There are more sources than estimates, or the lengths differ.
+    """
+    sources = with_missing_sources(item.sources, len(estimates))
+    scored = separation_scores(estimates, sources, item.mixture, with_sdr=False)
+    estimates = reorder(estimates, scored.permutation)
+    unprocessed = item.mixture.expand_as(sources)
+    scores = {"si_snr": scored.si_snr, "mixture_si_snr": scored.si_snr - scored.si_snr_improvement}
+    for prefix, signals in (("", estimates), ("mixture_", unprocessed)):
+        if "sdr" in metrics:
+            scores[f"{prefix}sdr"] = sdr(signals, sources)
+        if {"sir", "sar"} & {*metrics}:
+            ratios = dict(zip(("sir", "sar"), sir_sar(signals, sources), strict=True))
+            scores |= {prefix + name: ratio for name, ratio in ratios.items() if name in metrics}
+        if "pesq" in metrics:
+            scores[f"{prefix}pesq"] = pesq(signals, sources, item.sample_rate)
+        if "estoi" in metrics:
+            scores[f"{prefix}estoi"] = estoi(signals, sources, item.sample_rate)
+    for metric, score in scores.items():
+        if metric.startswith("mixture_") and METRICS[metric].unit == "dB":  # a clipped infinity is no number
+            scores[metric] = score.masked_fill(score > _PERFECT_DB, torch.nan)
+    for metric in {"si_snr", "sdr"} & scores.keys():
+        scores[f"{metric}_improvement"] = scores[metric] - scores[f"mixture_{metric}"]
+    if {"confusion", "leakage"} & {*metrics}:
+        tracks = at_mixture_level(estimates, item.mixture)
+    if "confusion" in metrics:
+        scores["confusion"] = talker_confusion(tracks, sources, item.sample_rate)[None]
+    if "leakage" in metrics:
+        one_talker = int(sources.any(-1).sum()) == 1
+        scores["leakage"] = leakage_db(tracks, item.mixture)[None].where(torch.tensor(one_talker), torch.nan)
+    return {metric: tuple(scores[metric].tolist()) for metric in METRICS if metric in scores}
+
+
+def at_mixture_level(estimates: Tensor, mixture: Tensor) -> Tensor:
+    """Return the estimates (source, time) at the levels at which they sum to the mixture (time,) best.
+
+    A model that is trained for SI-SNR gives them any level.
+    """
+    gains = explaining_gains(mixture.numpy(), estimates.numpy())
+    return torch.from_numpy(gains).to(estimates.dtype).unsqueeze(-1) * estimates
+
+
+def with_missing_sources(sources: Tensor, n_sources: int) -> Tensor:
+    """Return the sources (source, time) with silence in place of those that are missing."""
+    return pad(sources, (0, 0, 0, max(n_sources - len(sources), 0)))

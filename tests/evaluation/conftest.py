@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from flasepformer.models import SepReformer, SepReformerConfig, save_model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
+    save_model(SepReformer(tiny), path)
+    return path
+
+
+@pytest.fixture
+def mixtures(tmp_path):
+    """A folder with four mixtures of noise, of 0.25 s at 8 kHz."""
+    rng = np.random.default_rng(0)
+    for name in ("mix_clean", "s1", "s2"):
+        (tmp_path / "tt" / name).mkdir(parents=True)
+    for name in "abcd":
+        s1, s2 = 0.1 * rng.standard_normal((2, 2000))
+        for folder, waveform in (("s1", s1), ("s2", s2), ("mix_clean", s1 + s2)):
+            soundfile.write(tmp_path / "tt" / folder / f"{name}.wav", waveform, 8000, "FLOAT")
+    return tmp_path / "tt"

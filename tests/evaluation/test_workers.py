@@ -1,0 +1,112 @@
+"""Several processes, and what becomes of an evaluation when one of them or all of them are killed."""
+
+import json
+import math
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flasepformer.data import MixtureFolder
+from flasepformer.evaluation import evaluate
+from flasepformer.evaluation.workers import map_in_processes
+from flasepformer.inference import OutputError, Separator
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flasepformer.data import MixtureFolder
+from flasepformer.evaluation import evaluate
+from flasepformer.models import load_model
+
+class Deadly(MixtureFolder):
+    def __getitem__(self, index):
+        if index == int(sys.argv[4]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+if __name__ == "__main__":
+    model, mixtures, journal, _, jobs = sys.argv[1:]
+    result = evaluate(load_model(model), Deadly(mixtures), metrics=(), jobs=int(jobs), journal=journal)
+    print(result.failures)
+"""
+
+
+def run_killed(tmp_path, *arguments):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def scores(result):
+    return [(row.name, row.scores, row.error) for row in result.rows]
+
+
+def test_the_scores_do_not_depend_on_the_number_of_jobs(checkpoint, mixtures):
+    (mixtures / "s1/c.wav").write_bytes(b"")
+    model = Separator.from_pretrained(checkpoint, "cpu")
+    one, two = (evaluate(model, MixtureFolder(mixtures), metrics=(), jobs=jobs) for jobs in (1, 2))
+    assert scores(one) == scores(two)
+    assert [name for name, _ in two.failures] == ["c"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_own_mixture(checkpoint, mixtures, tmp_path):
+    done = run_killed(tmp_path, checkpoint, mixtures, tmp_path / "journal", 2, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(('c', 'the process that scored it died")
+    assert [json.loads(line).get("name") for line in (tmp_path / "journal").open()] == [None, *"abcd"]
+
+
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(checkpoint, mixtures, tmp_path):
+    journal = tmp_path / "journal"
+    done = run_killed(tmp_path, checkpoint, mixtures, journal, 3, 1)
+    assert done.returncode == -signal.SIGKILL
+    with journal.open("ab") as file:
+        file.write(b'{"name": "d", "sec')  # a row that was being written
+    (mixtures / "mix_clean/a.wav").write_text("no longer needed")
+    model = Separator.from_pretrained(checkpoint, "cpu")
+    resumed = evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal)
+    assert [row.name for row in resumed.rows] == list("abcd")
+    assert not resumed.failures
+    again = evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal)  # nothing is left to do
+    assert again == resumed
+
+
+def test_a_journal_of_another_evaluation_is_refused(checkpoint, mixtures, tmp_path):
+    model, journal = Separator.from_pretrained(checkpoint, "cpu"), tmp_path / "journal"
+    evaluate(model, MixtureFolder(mixtures), metrics=(), limit=1, journal=journal)
+    with pytest.raises(ValueError, match="unfinished evaluation of another model or set"):
+        evaluate(model, MixtureFolder(mixtures), metrics=("sdr",), journal=journal)
+    next(model.model.parameters()).data += 1
+    with pytest.raises(ValueError, match="unfinished evaluation of another model or set"):
+        evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal)
+    journal.write_text("no journal at all\n")
+    with pytest.raises(ValueError, match="damaged"):
+        evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal)
+
+
+def test_a_full_disk_is_an_output_error_and_what_is_scored_is_kept(checkpoint, mixtures, tmp_path):
+    """Files may not grow beyond some bytes here: to a program, the disk is full."""
+    model, journal = Separator.from_pretrained(checkpoint, "cpu"), tmp_path / "journal"
+    evaluate(model, MixtureFolder(mixtures), metrics=(), limit=2, journal=journal)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = journal.stat().st_size + 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[0][1]))
+    try:
+        with pytest.raises(OutputError, match="what is scored is kept"):
+            evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
+    assert len(evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal).rows) == 4
+
+
+def test_results_come_in_order_and_an_exception_is_raised_here():
+    results = map_in_processes(math.sqrt, [9.0, 4.0, 1.0, -1.0], 2)
+    assert [next(results) for _ in range(3)] == [3, 2, 1]
+    with pytest.raises(ValueError, match="math domain error"):
+        next(results)
