@@ -12,10 +12,14 @@ from typing import Annotated
 import typer
 
 import flasepformer
+from flasepformer.cli.benchmark import benchmark
+from flasepformer.cli.compare import compare
 from flasepformer.cli.convert import convert
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
+from flasepformer.cli.prepare import prepare
+from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
 from flasepformer.cli.train import train
 
@@ -29,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (separate, models, convert, evaluate, mixtures, train):
+for command in (separate, models, convert, prepare, mixtures, train, evaluate, compare, report, benchmark):
     app.command()(command)
 
 

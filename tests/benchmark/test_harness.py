@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from flasepformer.benchmark import Case, CaseResult, available_memory, measure_machine, run_case, run_cases
+
+GB = 10**9
+
+
+def test_the_peak_of_a_known_allocation_is_measured(fake_builder):
+    measured = run_case(Case(model="takes-300-mb", seconds=1.0, builder=fake_builder), 100.0, 4 * GB)
+    assert measured["status"] == "ok"
+    assert measured["peak_memories"][0] == pytest.approx(300e6, rel=0.1)
+    assert measured["multiply_adds"] == 0
+
+
+def test_a_case_that_needs_more_than_the_limit_is_out_of_memory(fake_builder):
+    case = Case(model="takes-4-gb", seconds=1.0, builder=fake_builder)
+    assert run_case(case, 100.0, 2 * GB) == {"status": "out of memory"}
+
+
+def test_a_case_that_breaks_is_told_by_its_error_and_the_message_is_kept_apart(fake_builder):
+    measured = run_case(Case(model="breaks", seconds=1.0, builder=fake_builder), 100.0, 2 * GB)
+    assert measured["status"] == "failed: ValueError"
+    assert measured["error"].rstrip().endswith("ValueError: /home/someone/secret.wav is odd")
+
+
+def test_a_case_that_the_system_ends_is_told_by_the_signal(fake_builder):
+    case = Case(model="is-killed", seconds=1.0, builder=fake_builder)
+    assert run_case(case, 100.0, 2 * GB) == {"status": "killed by SIGKILL"}
+
+
+def test_a_case_past_the_time_limit_is_a_row_and_longer_ones_are_not_tried():
+    names = [("default", 2.0), ("default", 9.0), ("fla-sepreformer-t", 1.0)]
+    results = [CaseResult(case=Case(model=model, seconds=seconds)) for model, seconds in names]
+    measured = []
+    run_cases(results, n_rounds=2, time_limit=0.05, memory_limit=GB, report=measured.append)
+    assert [r.status for r in results] == ["time limit", "not run: time limit at 2 s", "time limit"]
+    assert measured == [results[0], results[2]]
+
+
+def test_no_measurement_starts_past_the_time_budget():
+    results = [CaseResult(case=Case(model="default", seconds=1.0))]
+    run_cases(results, n_rounds=2, time_limit=9.0, memory_limit=GB, time_budget=-1.0)
+    assert results[0].status == "not run: no time left"
+    assert not results[0].broken
+
+
+def test_the_machine_can_do_more_than_nothing_and_less_than_the_impossible():
+    rates = measure_machine("cpu", threads=1)
+    assert 1e8 < rates.float32_flops < 1e12  # one core
+    assert 1e8 < rates.bandwidth < 1e12
+    assert rates.flops("float32") == rates.float32_flops
+    assert rates.flops("bf16") == rates.bf16_flops
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_device_that_is_not_there_is_an_error_with_its_reason():
+    with pytest.raises(RuntimeError, match=r"CUDA|NVIDIA"):
+        measure_machine("cuda", threads=1)
+
+
+def test_free_memory_is_no_more_than_the_control_group_allows():
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) * 1024
+    assert 0 < available_memory() < total
