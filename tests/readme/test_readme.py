@@ -45,6 +45,13 @@ def test_table_of_models_gives_their_parameters():
     }
 
 
+def test_table_of_models_gives_their_multiply_adds():
+    table = dict(re.findall(r"^\| `([\w-]+)` \| [\d,]+ \| ([\d.]+) G \|", README, re.MULTILINE))
+    assert {name: float(n) for name, n in table.items()} == {
+        info.name: info.giga_multiply_adds for info in list_models()
+    }
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))
 def test_make_targets_that_are_shown_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
