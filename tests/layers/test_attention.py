@@ -20,7 +20,7 @@ def test_attention_is_the_paper_formula_written_out():
         heads = []
         for h in range(3):
             q, k, v = (u[..., 4 * h : 4 * h + 4] for u in (query, key, value))
-            heads.append(linear_attention_naive(q, k, v) + layer.value_conv(v.mT).mT)
+            heads.append(linear_attention_naive(q, k, v) + layer.value_conv(v))
         expected = layer.output(torch.cat(heads, dim=-1))
         assert_close(layer(x), expected)
 

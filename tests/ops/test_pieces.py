@@ -31,3 +31,16 @@ def test_gradients_flow_through_the_whole():
     x = torch.randn(1, PIECE_LENGTH + 5, 2, requires_grad=True)
     map_pieces(lambda piece: 3 * piece, x).sum().backward()
     assert (x.grad == 3).all()
+
+
+def test_pieces_keep_a_wide_result_in_the_cache():
+    lengths = []
+
+    def note(piece):
+        lengths.append(piece.shape[1])
+        return piece
+
+    with torch.inference_mode():
+        result = map_pieces(note, torch.arange(5000.0)[None, :, None], halo=1, width=256)
+    assert result.flatten().tolist() == list(range(5000))
+    assert lengths == [1024 + 1, *[1024 + 2] * 3, 5000 - 4 * 1024 + 1]  # 2^20 bytes of 256 float32 numbers

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flasepformer.layers.convolution import DepthwiseConv, depthwise_conv
 from flasepformer.ops import (
     PIECE_LENGTH,
     KeyValueMeans,
@@ -48,11 +49,7 @@ class FocusedLinearAttention(nn.Module):
         self.key_value = nn.Linear(n_channels, 2 * n_channels)
         self.scale = nn.Parameter(torch.zeros(1, 1, n_channels))
         head_dim = n_channels // n_heads
-        self.value_conv = (
-            nn.Conv1d(head_dim, head_dim, kernel_size, padding=kernel_size // 2, groups=head_dim)
-            if kernel_size
-            else None
-        )
+        self.value_conv = DepthwiseConv(head_dim, kernel_size) if kernel_size else None
         self.output = nn.Linear(n_channels, n_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,15 +69,16 @@ class FocusedLinearAttention(nn.Module):
     @property
     def halo(self) -> int:
         """Frames on either side that a frame depends on, beside the means over all of them."""
-        return 0 if self.value_conv is None else self.value_conv.kernel_size[0] // 2
+        return 0 if self.value_conv is None else self.value_conv.padding
 
     def _attend(self, x: Tensor, value: Tensor, means: KeyValueMeans) -> Tensor:
         attended = attend_to_means(self._split_heads(self._focus(self.query(x))), means)
+        attended = attended.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
-            value = self._split_heads(value)
-            filtered = self.value_conv(value.flatten(0, 1).mT).mT
-            attended = attended + filtered.unflatten(0, value.shape[:2])  # (batch, heads, frames, head_dim)
-        return self.output(attended.transpose(1, 2).flatten(2))
+            weight = self.value_conv.weight.repeat(self.n_heads, 1, 1)
+            bias = self.value_conv.bias.repeat(self.n_heads)
+            attended = attended + depthwise_conv(value, weight, bias)
+        return self.output(attended)
 
     def _means(self, key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
         return key_value_means(self._split_heads(self._focus(key)), self._split_heads(value), n_frames)

@@ -18,7 +18,7 @@ from flasepformer.ops import KeyValueMeans, overlap_add
 if TYPE_CHECKING:
     from flasepformer.models.sepreformer import EncoderStage, SepReformer, SourceSplit
 
-PIECE_LENGTH = 1024
+PIECE_LENGTH = 2048
 """Frames in a piece, even, so that a piece stays one when the frame rate is halved."""
 
 

@@ -596,7 +596,7 @@ class GatedConvFeedForward(nn.Module):
         return self.convolution.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        return map_pieces(self._forward, x, halo=self.halo)
+        return map_pieces(self._forward, x, halo=self.halo, width=self.expand.out_features)
 
     def _forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.glu(self.convolution(self.expand(self.norm(x)))))
