@@ -120,3 +120,17 @@ def test_shapes_that_cannot_be_compared_are_refused(metric, estimates, sources):
 def test_a_mixture_of_another_length_is_refused():
     with pytest.raises(ValueError, match="mixture must have the same shape"):
         si_snr_improvement(torch.rand(3, 2, 80), torch.rand(3, 2, 80), torch.rand(3, 81))
+
+
+def test_sdr_holds_after_a_change_of_threads():
+    """With PyTorch 2.13 and oneMKL, a batch of equations came out wrong once one thread had become two."""
+    estimates, sources = torch.randn(2, 2, 2000, generator=torch.Generator().manual_seed(6))
+    expected = sdr(estimates, sources)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        sdr(estimates, sources)
+        torch.set_num_threads(2)
+        assert_close(sdr(estimates, sources), expected)
+    finally:
+        torch.set_num_threads(n_threads)

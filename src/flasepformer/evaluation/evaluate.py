@@ -88,9 +88,8 @@ def _scored(
     items = list(enumerate(names))[start:]
     if jobs == 1 or len(items) < 2:
         n_threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # sums in other pieces round otherwise: the scores would depend on the machine
+        # Sums in other pieces round otherwise: the scores would depend on the machine.
+        torch.set_num_threads(1)
         try:
             yield from map(score, items)
         finally:

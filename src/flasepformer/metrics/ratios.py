@@ -66,9 +66,10 @@ def sdr(estimates: Tensor, sources: Tensor) -> Tensor:
     impulse = torch.zeros_like(sources)
     impulse[..., 0] = 1.0  # in place of a silent source, whose equations have no solution
     sources = torch.where(silent.unsqueeze(-1), impulse, sources)
-    ratio_db = signal_distortion_ratio(
-        _at_peak_1(estimates), _at_peak_1(sources), filter_length=FILTER_LENGTH
-    )
+    # One by one: oneMKL gets several systems at once wrong after `torch.set_num_threads` went from 1 to more.
+    pairs = zip(*(_at_peak_1(s).reshape(-1, s.shape[-1]) for s in (estimates, sources)), strict=True)
+    ratios_db = [signal_distortion_ratio(*pair, filter_length=FILTER_LENGTH) for pair in pairs]
+    ratio_db = torch.stack(ratios_db).reshape(silent.shape)
     # rounding takes the coherence of an exact copy to 1 or just above: infinite, or a logarithm below 0
     ratio_db = ratio_db.nan_to_num(nan=LIMIT_DB).clamp(-LIMIT_DB, LIMIT_DB)
     return ratio_db.masked_fill(silent, torch.nan).to(estimates.dtype)
