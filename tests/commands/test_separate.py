@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -20,7 +21,8 @@ from typer.testing import CliRunner
 
 from flasepformer.cli import app, main
 from flasepformer.inference import Separator
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.inference.estimates import need_beside_frames
+from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
 RATE = 8000
 
@@ -311,6 +313,51 @@ def test_a_full_disk_keeps_what_is_done_and_says_what_is_needed(run, tmp_path): 
     assert "disk full: the tracks need 0.6 MB and" in stderr
 
 
+def test_a_recording_too_long_for_the_memory_is_refused_and_the_others_are_done(run, tmp_path):  # row 61
+    record(tmp_path / "long.wav", seconds=60)
+    record(tmp_path / "short.wav", seconds=1)
+    inputs = (tmp_path / "long.wav", tmp_path / "short.wav")
+    limits = ("--mode", "whole", "--memory", "57M", "--out", tmp_path / "out")
+    code, _, stderr = run(*inputs, *limits)
+    assert code == 3
+    assert names(tmp_path / "out") == outputs("short")
+    refused = f"error: {tmp_path / 'long.wav'}: 1.0 minutes need about "
+    (line,) = [line for line in stderr.splitlines() if line.startswith(refused)]
+    assert re.search(r"about [\d.]+ MB of memory and 55(\.1)? MB may be used; .* \(--memory\)", line), line
+
+
+def test_frames_that_neither_memory_nor_disk_can_hold_stop_the_run(
+    run, model, tmp_path, monkeypatch
+):  # row 42
+    record(tmp_path / "talk.wav", seconds=35)
+    limit = need_beside_frames(load_model(model), 35 * RATE) + 4 * 35 * RATE + 4_000_000
+    with small_disk(tmp_path / "small", "size=1m") as folder:
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "small"))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        arguments = (tmp_path / "talk.wav", "--memory", limit, "--out", tmp_path / "out")
+        code, _, stderr = run(*arguments, "--mode", "whole")
+        assert code == 3
+        assert re.search(r"error: disk full: [\d.]+ MB are needed for temporary files and", stderr), stderr
+        assert f"{folder} has 1.05 MB free; make room, set TMPDIR" in stderr
+        assert names(tmp_path / "out") == []
+        code, stdout, stderr = run(*arguments, "--json")  # which lets the chunks help
+        assert code == 0
+        assert len(re.findall(r"the recording is separated in chunks of [\d.]+ s", stderr)) == 1
+        (result,) = json.loads(stdout)["results"]
+        assert (result["mode"], result["disk_bytes"]) == ("chunks", 0)
+        assert result["n_joins"] >= 1
+
+
+def test_chunks_are_of_the_length_that_is_asked_for(run, tmp_path):
+    record(tmp_path / "talk.wav", seconds=3.1)
+    options = ("--mode", "chunks", "--chunk", 1, "--overlap", 0.25, "--precision", "bfloat16")
+    code, stdout, _ = run(tmp_path / "talk.wav", *options, "--out", tmp_path / "out", "--json")
+    assert code == 0
+    (result,) = json.loads(stdout)["results"]
+    assert (result["mode"], result["n_joins"]) == ("chunks", 3)
+    assert soundfile.info(result["tracks"][0]).frames == 24_800
+
+
 def test_short_recordings_keep_their_length(run, tmp_path):  # rows 34, 35
     lengths = (1, 15, 801)
     talks = [record(tmp_path / f"{length}.wav", seconds=(length + 0.1) / RATE) for length in lengths]
@@ -431,6 +478,9 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--format", "aac"),
         ("a.wav", "--device", "abacus"),
         ("a.wav", "--suffix", "../x"),
+        ("a.wav", "--memory", "plenty"),
+        ("a.wav", "--chunk", "8", "--overlap", "4.5"),
+        ("a.wav", "--overlap", "0"),
         ("a.wav", "--no-such-option"),
         (),
     ],

@@ -16,7 +16,7 @@ from flasepformer.cli.console import print_message, print_result, write_bytes
 from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
 
 if TYPE_CHECKING:
-    from flasepformer.inference import FileOptions, Progress, Separator
+    from flasepformer.inference import FileOptions, Progress, RunOptions, Separator
 
 STDOUT = "-"
 
@@ -50,6 +50,21 @@ def separate(
         bool,
         typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
     ] = False,
+    mode: Annotated[
+        Literal["auto", "whole", "chunks"],
+        typer.Option(help="The whole recording at once, or overlapping chunks; auto: what fits."),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory for a recording, such as 800M or 4G; by default half of what is free."
+        ),
+    ] = None,
+    chunk: Annotated[float, typer.Option(min=1.0, help="Length of a chunk in seconds.")] = 30.0,
+    overlap: Annotated[float, typer.Option(help="What two chunks have in common, in seconds.")] = 5.0,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's arithmetic.")
+    ] = "float32",
     track: Annotated[int | None, typer.Option(min=1, help="The track for standard output, from 1.")] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 after any warning.")] = False,
@@ -60,8 +75,9 @@ def separate(
 ) -> None:
     """Separate each recording into one file per talker, with a JSON report beside them.
 
-    Tracks that exist are kept, so the same command goes on where it was stopped. Exit codes: 0 all done,
-    1 some inputs failed, 2 wrong usage, 3 no usable model, device or disk, 130 interrupted.
+    Tracks that exist are kept, so the same command goes on where it was stopped. Long recordings need little
+    memory: what does not fit goes to temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all
+    done, 1 some inputs failed, 2 wrong usage, 3 no usable model, device, memory or disk, 130 interrupted.
     """
     if (out == STDOUT) != (track is not None):
         raise typer.BadParameter("standard output takes one track: give --out - and --track together")
@@ -71,6 +87,12 @@ def separate(
         raise typer.BadParameter(f"{format} files have no {subtype} samples")
     if any(separator in suffix for separator in "/\\"):
         raise typer.BadParameter("--suffix is part of a file name and cannot lead to another folder")
+    if not 0 < overlap <= chunk / 2:
+        raise typer.BadParameter(f"--overlap must be above 0 and at most half a chunk, {chunk / 2:g} s")
+    run_options: RunOptions = {
+        "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk, "overlap_seconds": overlap,
+        "precision": precision,
+    }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
@@ -84,7 +106,7 @@ def separate(
             )
         if out == STDOUT and len(jobs) + len(failures) != 1:
             raise typer.BadParameter("standard output takes one track, so give one recording")
-        run = _Run(options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
+        run = _Run(options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
         for path, reason in failures:
             run.fail(path, reason)
         run.separate(jobs, folder, model, device)
@@ -99,17 +121,32 @@ def separate(
     raise typer.Exit(run.exit_code)
 
 
+def _checked_size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from flasepformer.inference import parse_size  # here, so that --help does not load torch
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory: {error}") from error
+
+
 class _Run:
     """One run of the command: what became of each recording, and the exit code.
 
     Args:
         options: For every recording.
+        run_options: How they go through the model.
         quiet: Show no progress and no notes.
         prints_tracks: Print the path of each track when it is there.
     """
 
-    def __init__(self, options: "FileOptions", *, quiet: bool, prints_tracks: bool) -> None:
+    def __init__(
+        self, options: "FileOptions", run_options: "RunOptions", *, quiet: bool, prints_tracks: bool
+    ) -> None:
         self.options = options
+        self.run_options = run_options
         self.quiet = quiet
         self.prints_tracks = prints_tracks
         self.results: list[dict[str, Any]] = []
@@ -137,7 +174,7 @@ class _Run:
             with warnings.catch_warnings(record=True) as cautions:
                 warnings.simplefilter("always")
                 try:
-                    separator = Separator.from_pretrained(model, device)
+                    separator = Separator.from_pretrained(model, device, **self.run_options)
                 except OSError as error:
                     raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
             for caution in cautions:
@@ -156,7 +193,7 @@ class _Run:
             print_message(f"error: {error}")
 
     def _separate_one(self, separator: "Separator", job: Job, tell: "Progress") -> None:
-        from flasepformer.inference import AlreadySeparated, OutputError, SeparationError
+        from flasepformer.inference import AlreadySeparated, NotEnoughMemory, OutputError, SeparationError
 
         source: str | BinaryIO = job.source
         if source == STDIN:
@@ -164,8 +201,14 @@ class _Run:
                 self.fail(STDIN, "standard input is closed")
                 return
             source = sys.stdin.buffer
+        told: list[str] = []
+
+        def notify(note: str) -> None:
+            told.append(note)
+            self._note(f"note: {job.source}: {note}")
+
         try:
-            options: FileOptions = {**self.options, "name": job.name, "progress": tell}
+            options: FileOptions = {**self.options, "name": job.name, "progress": tell, "notify": notify}
             report = separator.separate_file_with_report(source, job.folder, **options)
         except AlreadySeparated as error:
             self.results.append({"input": job.source, "status": "skipped", "reason": str(error)})
@@ -175,13 +218,16 @@ class _Run:
         except (OSError, ValueError, SeparationError) as error:
             named = Path(source) if isinstance(source, str) else getattr(source, "name", "stream")
             self.fail(job.source, describe(error).removeprefix(f"{named}: "))
+            if isinstance(error, NotEnoughMemory):  # a shorter recording may still have enough
+                self.exit_code = 3
         else:
             tracks = [str(track) for track in report.tracks]
             self.results.append({**asdict(report), "input": job.source, "status": "done", "tracks": tracks})
             for caution in report.warnings:
                 print_message(f"warning: {job.source}: {caution}")
             for note in report.notes:
-                self._note(f"note: {job.source}: {note}")
+                if note not in told:
+                    self._note(f"note: {job.source}: {note}")
             for track in tracks if self.prints_tracks else ():
                 print_result(track)
 

@@ -1,16 +1,19 @@
 """Separate recordings: a file or an array goes in, one track per talker comes out.
 
 `Separator` holds a model on a device and does all that a recording needs around it: mixing down, resampling,
-silence, levels, files. `pick_device` chooses where to run; `OutputError`, `DeviceError` and `SeparationError`
-tell what went wrong.
+silence, levels, files. `RunOptions` say how a long one goes through the model, within how much memory.
+`pick_device` chooses where to run; `OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell
+what went wrong.
 """
 
 from flasepformer.inference.devices import DeviceError, pick_device
+from flasepformer.inference.execution import RunOptions
+from flasepformer.inference.memory import parse_size
 from flasepformer.inference.outputs import AlreadySeparated, OutputError, growing_folder, portable_name
+from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.separator import (
     FileOptions,
     Progress,
-    SeparationError,
     SeparationReport,
     Separator,
 )
@@ -19,12 +22,15 @@ __all__ = [
     "AlreadySeparated",
     "DeviceError",
     "FileOptions",
+    "NotEnoughMemory",
     "OutputError",
     "Progress",
+    "RunOptions",
     "SeparationError",
     "SeparationReport",
     "Separator",
     "growing_folder",
+    "parse_size",
     "pick_device",
     "portable_name",
 ]

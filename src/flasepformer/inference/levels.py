@@ -1,5 +1,6 @@
 """Levels: what counts as silence, how loud the talkers are, how loud a track must be."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,9 @@ def talking_rms(waveform: Samples, block_length: int) -> float:
         block_length: Samples in each block.
     """
     starts = np.arange(0, len(waveform), block_length)
-    energies = np.add.reduceat(np.square(waveform, dtype=np.float64), starts)
+    energies = _reduce_blocks(
+        waveform, block_length, lambda part, at: np.add.reduceat(np.square(part, dtype=np.float64), at)
+    )
     lengths = np.diff(starts, append=len(waveform))
     talking = energies / lengths >= 1e-4 * (energies / lengths).max()
     return float(np.sqrt(energies[talking].sum() / lengths[talking].sum()))
@@ -82,7 +85,17 @@ def silent_spans(waveform: Samples, sample_rate: int, *, threshold: float) -> li
     """
     block_length, margin = max(1, sample_rate // 100), sample_rate // 20
     starts = np.arange(0, len(waveform), block_length)
-    loud = starts[np.maximum.reduceat(np.abs(waveform), starts) >= threshold]
+    peaks = _reduce_blocks(waveform, block_length, lambda part, at: np.maximum.reduceat(np.abs(part), at))
+    loud = starts[peaks >= threshold]
     begins = np.concatenate([[0], loud + block_length + margin])
     ends = np.concatenate([loud - margin, [len(waveform)]])
     return [slice(int(a), int(b)) for a, b in zip(begins, ends, strict=True) if b - a > sample_rate]
+
+
+def _reduce_blocks(
+    waveform: Samples, block_length: int, reduce: Callable[[Samples, NDArray[np.intp]], Samples]
+) -> Samples:
+    """Reduce every block to a number, without a second copy of a long recording."""
+    n_at_once = max(1, _BLOCK // block_length) * block_length
+    parts = (waveform[start : start + n_at_once] for start in range(0, len(waveform), n_at_once))
+    return np.concatenate([reduce(part, np.arange(0, len(part), block_length)) for part in parts])

@@ -1,6 +1,5 @@
 """Separate a recording, as an array or as a file, into one track per talker."""
 
-import copy
 import json
 import math
 import os
@@ -9,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
@@ -27,10 +27,14 @@ from flasepformer.audio import (
     talkers_have_channels,
     write_audio,
 )
-from flasepformer.inference.devices import pick_device
+from flasepformer.inference.chunks import Join
+from flasepformer.inference.estimates import SAMPLE_BYTES
+from flasepformer.inference.execution import ModelRunner, RunOptions
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
+from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
+from flasepformer.inference.plans import Plan, SeparationError
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
@@ -50,6 +54,12 @@ SEPARATE_CHANNELS = (
 MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""
 
+NOTABLE_BYTES = 500_000_000
+"""From this much memory on, a note says how much is needed."""
+
+MAX_TIMES = 10
+"""Times that a warning lists; the report has all."""
+
 INTEGER_PEAK = 0.999
 """Peak of tracks that had to be turned down for a format that clips at 1."""
 
@@ -61,10 +71,6 @@ Progress = Callable[[str, float], None]
 """Called with what begins now, and the share of the work that is done, from 0 to 1."""
 
 Waveform = TypeVar("Waveform", NDArray[Any], Tensor)
-
-
-class SeparationError(RuntimeError):
-    """The model gave no usable answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,18 @@ class SeparationReport:
     """Where the model ran."""
     real_time_factor: float
     """Time of the separation over the length of the recording; reading and writing files not counted."""
+    mode: str
+    """"whole": the model heard all of the recording at once; "chunks"; "channels": it was not needed, as each
+    channel had its talker; "silence": nor here."""
+    memory_bytes: int | None
+    """Estimate of the most memory at a time, beside the program and the model; None where nobody knows."""
+    disk_bytes: int
+    """Estimate of the room in temporary files."""
+    n_joins: int
+    """Joins of two chunks."""
+    doubtful_joins: tuple[dict[str, float], ...]
+    """Those at which two talkers may have changed tracks: "seconds" into the recording, and the "margin" with
+    which their tracks agree better than with two of them swapped."""
     gain: float
     """Gain of all tracks against the mixture: 1, or less where a format would have clipped."""
     warnings: tuple[str, ...]
@@ -106,26 +124,69 @@ class SeparationReport:
             os.fsync(file.fileno())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """What a model needs of a recording, and what is left to do with its answer."""
+
+    n_samples: int
+    sample_rate: int
+    channels: NDArray[np.float32] | None = None
+    """The recording itself (channel, time), if each channel has its talker."""
+    mixture: NDArray[np.float32] | None = None
+    """(time,) at the model's sample rate and level; None if there is nothing to hear."""
+    level: float = 1.0
+    """What the mixture was divided by."""
+    silent: tuple[slice, ...] = ()
+    """Where the recording is silent."""
+    n_bytes: int = 0
+    """Most memory that it took to come to this."""
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class _Separation:
-    """Tracks of one recording (source, time), and how they came to be."""
+    """Tracks of one recording, and how they came to be.
 
-    tracks: NDArray[np.float32]
-    device: torch.device
-    seconds_taken: float
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
+    The tracks are made one at a time: those of hours at a high sample rate would fill the memory.
+    """
+
+    heard: _Heard
+    estimates: NDArray[np.float32]
+    """(source, time) at the sample rate `estimate_rate`."""
+    estimate_rate: int
+    mode: str
+    memory_bytes: int | None
+    disk_bytes: int = 0
+    device: str = "cpu"
+    joins: tuple[Join, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def track(self, index: int) -> NDArray[np.float32]:
+        """Return one track (time,) as long as the recording and at its rate."""
+        heard = self.heard
+        track = resample(self.estimates[index], self.estimate_rate, heard.sample_rate)[: heard.n_samples]
+        if len(track) < heard.n_samples:
+            track = np.pad(track, (0, heard.n_samples - len(track)))
+        for span in heard.silent:
+            track[span] = 0
+        return track
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """Tracks (source, time) that a format can hold as they are."""
+class _Fit:
+    """How tracks are changed to what a format can hold."""
 
-    tracks: NDArray[np.float32]
     sample_rate: int
     gain: float = 1.0
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def track(self, separation: _Separation, index: int) -> NDArray[np.float32]:
+        """Return one track (time,) as the format can hold it."""
+        track = resample(separation.track(index), separation.heard.sample_rate, self.sample_rate)
+        return track if self.gain == 1 else track * np.float32(self.gain)
 
 
 class FileOptions(TypedDict, total=False):
@@ -148,10 +209,17 @@ class FileOptions(TypedDict, total=False):
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
     progress: Progress
-    """Called at every step."""
+    """Called at every step, and again and again while the model works."""
+    notify: Callable[[str], None]
+    """Called with notes that a person should read before the model begins its work, such as the memory that
+    it needs; they stand among the notes of the report, too."""
 
 
 def _tell_nobody(step: str, share: float) -> None:
+    pass
+
+
+def _hear_nothing(note: str) -> None:
     pass
 
 
@@ -162,19 +230,26 @@ class Separator:
         model: A network of `flasepformer.models`; it is put in eval mode, and copied if it has to move.
         device: "auto", "cpu", "cuda", "mps" or any name of PyTorch; see `pick_device`.
         info: What is known of the model, for the reports.
+        **options: How long recordings go through the model; see `RunOptions`.
 
     Raises:
         DeviceError: The device cannot be used.
+        ValueError: An option makes no sense.
     """
 
     def __init__(
-        self, model: nn.Module, device: str | torch.device = "auto", *, info: ModelInfo | None = None
+        self,
+        model: nn.Module,
+        device: str | torch.device = "auto",
+        *,
+        info: ModelInfo | None = None,
+        **options: Unpack[RunOptions],
     ) -> None:
-        self.device = pick_device(device)
-        self._original = model.eval()
-        self.model = _on(self.device, model)
-        self.sample_rate: int = model.sample_rate  # type: ignore[assignment]
-        self.n_sources: int = model.n_sources  # type: ignore[assignment]
+        self._runner = ModelRunner(model, device, **options)
+        self.device = self._runner.device
+        self.model = self._runner.model
+        self.sample_rate = self._runner.sample_rate
+        self.n_sources = self._runner.n_sources
         self.description: dict[str, Any] = {
             "name": info.name if info else type(model).__name__,
             "licence": info.licence if info else "",
@@ -184,17 +259,26 @@ class Separator:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path | None = None, device: str | torch.device = "auto"
+        cls,
+        name_or_path: str | Path | None = None,
+        device: str | torch.device = "auto",
+        **options: Unpack[RunOptions],
     ) -> "Separator":
         """Load a model: the trained one of the package, or another by name or path as in `load_model`.
+
+        Args:
+            name_or_path: Of the model.
+            device: See `pick_device`.
+            **options: How long recordings go through the model; see `RunOptions`.
 
         Raises:
             CheckpointError: There is no such model, or its checkpoint is refused.
             DeviceError: The device cannot be used.
+            ValueError: An option makes no sense.
         """
         name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
         model, info = load_described_model(name_or_path)
-        return cls(model, device, info=info)
+        return cls(model, device, info=info, **options)
 
     def separate(self, waveform: Waveform, sample_rate: int) -> Waveform:
         """Separate a recording held in memory.
@@ -211,14 +295,15 @@ class Separator:
 
         Raises:
             ValueError: The waveform has another shape or kind, no samples, or some that are NaN or infinite.
-            SeparationError: The model gave no usable answer.
+            SeparationError: The model gave no usable answer, or (`NotEnoughMemory`) could not give one.
+            OutputError: The disk has no room for what the memory does not hold.
         """
-        separation = self._separate(_as_samples(waveform), _checked_rate(sample_rate))
-        for message in separation.warnings:
+        heard = self._listen(_as_samples(waveform), _checked_rate(sample_rate))
+        separation = self._separate(heard)
+        for message in heard.warnings + separation.warnings:
             warnings.warn(message, stacklevel=2)
-        if isinstance(waveform, Tensor):
-            return torch.from_numpy(separation.tracks).to(waveform.device)
-        return separation.tracks
+        tracks = np.stack([separation.track(index) for index in range(self.n_sources)])
+        return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
 
     def separate_file(
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
@@ -238,10 +323,10 @@ class Separator:
         Raises:
             AudioError: The recording cannot be read.
             AlreadySeparated: All outputs exist (a `FileExistsError`, as is raised when only some exist).
-            OutputError: The tracks cannot be written.
+            OutputError: The tracks cannot be written, or the disk has no room for temporary files.
             OSError: The recording is missing or may not be opened.
             ValueError: An option does not suit the recording or another option.
-            SeparationError: The model gave no usable answer.
+            SeparationError: The model gave no usable answer, or (`NotEnoughMemory`) could not give one.
         """
         return list(self.separate_file_with_report(source, out_folder, **options).tracks)
 
@@ -268,49 +353,67 @@ class Separator:
             tell("reading", 0.0)
             with as_regular_file(source) as path:
                 recording = read_audio(path, stream=options.get("stream"))
-            samples = _one_channel(recording.samples, options.get("channel"))
-            mix_channels = options.get("mix_channels", False)
-            separation = self._separate(samples, _checked_rate(recording.sample_rate), tell, mix_channels)
+            started = time.perf_counter()
+            heard = self._listen(
+                _one_channel(recording.samples, options.get("channel")),
+                _checked_rate(recording.sample_rate),
+                tell,
+                options.get("mix_channels", False),
+            )
+            cautions = recording.warnings + heard.warnings
+            del recording  # hours of it would stand in the model's way
+            separation = self._separate(heard, tell, options.get("notify", _hear_nothing))
+            seconds_taken = time.perf_counter() - started
             tell("writing", 0.95)
-            fitted = _fit_format(separation.tracks, recording.sample_rate, form, subtype)
-            seconds = samples.shape[-1] / recording.sample_rate
+            fit = _fit_format(separation, form, subtype)
+            seconds = heard.n_samples / heard.sample_rate
+            doubtful = [join for join in separation.joins if join.doubtful]
             report = SeparationReport(
                 input=label,
                 tracks=outputs.tracks,
                 seconds=seconds,
-                sample_rate=fitted.sample_rate,
+                sample_rate=fit.sample_rate,
                 model=self.description,
-                device=str(separation.device),
-                real_time_factor=separation.seconds_taken / seconds,
-                gain=fitted.gain,
-                warnings=recording.warnings + separation.warnings + fitted.warnings,
-                notes=separation.notes + fitted.notes,
+                device=separation.device,
+                real_time_factor=seconds_taken / seconds,
+                mode=separation.mode,
+                memory_bytes=separation.memory_bytes,
+                disk_bytes=separation.disk_bytes,
+                n_joins=len(separation.joins),
+                doubtful_joins=tuple(
+                    {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
+                ),
+                gain=fit.gain,
+                warnings=cautions + separation.warnings + fit.warnings,
+                notes=heard.notes + separation.notes + fit.notes,
             )
             grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
                 growing / "report.json"
             ]
             try:
-                for target, track in zip(grown, fitted.tracks, strict=False):
-                    write_audio(target, track, fitted.sample_rate, subtype=_SUBTYPES[subtype])
+                for index, target in enumerate(grown[:-1]):
+                    track = fit.track(separation, index)
+                    write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
                 report.write(grown[-1])
                 publish(grown, outputs, overwrite=overwrite)
             except FileExistsError:
                 raise
             except OSError as error:
                 shutil.rmtree(growing, ignore_errors=True)  # so that the free space counts without our files
-                raise explain_write_failure(error, outputs.report.parent, fitted.tracks.nbytes) from error
+                raise explain_write_failure(
+                    error, outputs.report.parent, self.n_sources * track.nbytes
+                ) from error
         tell("done", 1.0)
         return report
 
-    def _separate(
+    def _listen(
         self,
         samples: NDArray[np.float32],
         sample_rate: int,
         tell: Progress = _tell_nobody,
         mix_channels: bool = False,
-    ) -> _Separation:
-        """Separate (channel, time) of finite samples."""
-        started = time.perf_counter()
+    ) -> _Heard:
+        """Make of (channel, time) of finite samples what the model needs."""
         n_samples = samples.shape[-1]
         peak = _peak(samples)
         if peak > MAX_PEAK:
@@ -318,82 +421,105 @@ class Separator:
                 f"samples must not exceed {MAX_PEAK:g}, got {peak:.3g}; scale the waveform first"
             )
         tell("preparing", 0.05)
+        known: dict[str, Any] = {"n_samples": n_samples, "sample_rate": sample_rate}
         if self.n_sources == 2 and not mix_channels and talkers_have_channels(samples, sample_rate):
-            taken = time.perf_counter() - started
-            return _Separation(samples.copy(), torch.device("cpu"), taken, (SEPARATE_CHANNELS,), ())
-        mixture, cautions = mix_down(samples)
+            return _Heard(**known, channels=samples, warnings=(SEPARATE_CHANNELS,))
+        mixture, known["warnings"] = mix_down(samples)  # an array of our own
         offset = float(mixture.mean(dtype=np.float64))
-        mixture = mixture - np.float32(offset)
+        mixture -= np.float32(offset)
         notes = []
         if abs(offset) > 0.01 * peak:
             notes.append(f"a constant offset of {offset:.3g} was removed")
         model_mixture = resample(mixture, sample_rate, self.sample_rate)
+        known["n_bytes"] = samples.nbytes + 2 * mixture.nbytes
         if min(_peak(mixture), _peak(model_mixture)) < SILENCE_PEAK:
             notes.append("no speech: the recording is silent, and so are the tracks")
-            tracks = np.zeros((self.n_sources, n_samples), np.float32)
-            return _Separation(tracks, self.device, time.perf_counter() - started, cautions, tuple(notes))
+            return _Heard(**known, notes=tuple(notes))
         if sample_rate > self.sample_rate:
             top = self.sample_rate // 2
             notes.append(f"the model works at {self.sample_rate} Hz: the tracks hold nothing above {top} Hz")
+        silent = tuple(silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK))
         level = talking_rms(model_mixture, self.sample_rate // 10) / MODEL_RMS
-        model_mixture = model_mixture / np.float32(level)
-        tell("separating", 0.1)
-        estimates, device, fallbacks = self._run_model(model_mixture)
+        model_mixture /= np.float32(level)
+        return _Heard(**known, mixture=model_mixture, level=level, silent=silent, notes=tuple(notes))
+
+    def _separate(
+        self, heard: _Heard, tell: Progress = _tell_nobody, notify: Callable[[str], None] = _hear_nothing
+    ) -> _Separation:
+        """Let the model separate what was heard, if there is something to separate."""
+        if heard.channels is not None:
+            return _Separation(heard, heard.channels, heard.sample_rate, "channels", heard.n_bytes)
+        mixture = heard.mixture
+        if mixture is None:
+            silence = np.zeros((self.n_sources, heard.n_samples), np.float32)
+            return _Separation(heard, silence, heard.sample_rate, "silence", heard.n_bytes)
+        after_bytes = (
+            self.n_sources * mixture.nbytes + 3 * heard.n_samples * SAMPLE_BYTES
+        )  # a track at a time
+        plan = self._runner.plan(len(mixture), held_bytes=mixture.nbytes, after_bytes=after_bytes)
+        memory_bytes, disk_bytes = None, 0
+        if plan.need is not None:
+            memory_bytes = max(heard.n_bytes, mixture.nbytes + max(plan.need.memory_bytes, after_bytes))
+            disk_bytes = plan.need.disk_bytes
+        notes = _plan_notes(plan, memory_bytes, self.sample_rate)
+        for note in notes:
+            notify(note)
+        passage = self._runner.run(
+            mixture,
+            plan,
+            silence=SILENCE_PEAK / heard.level,
+            progress=lambda share: tell("separating", 0.1 + 0.8 * share),
+        )
         tell("finishing", 0.9)
-        if not np.isfinite(estimates).all():
+        estimates, cautions = passage.estimates, list(passage.warnings)
+        if not math.isfinite(_peak(estimates)):
             raise SeparationError(
                 "the model's answer is not finite; its weights are damaged or do not suit it"
             )
+        if doubtful := [join.sample / self.sample_rate for join in passage.joins if join.doubtful]:
+            cautions.append(
+                f"two talkers may have changed tracks at {len(doubtful)} of {len(passage.joins)} joins: "
+                f"{_times(doubtful)}"
+            )
         estimates -= estimates.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-        gains = explaining_gains(model_mixture, estimates) * level
+        gains = explaining_gains(mixture, estimates) * heard.level
         estimates *= gains.astype(np.float32)[:, None]
-        tracks = np.zeros((self.n_sources, n_samples), np.float32)
-        restored = resample(estimates, self.sample_rate, sample_rate)[:, :n_samples]
-        tracks[:, : restored.shape[-1]] = restored
-        for span in silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK):
-            tracks[:, span] = 0
-        return _Separation(tracks, device, time.perf_counter() - started, cautions + fallbacks, tuple(notes))
-
-    def _run_model(
-        self, mixture: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], torch.device, tuple[str, ...]]:
-        """Return the estimates (source, time) of a mixture (time,), where the model ran, and what failed.
-
-        The whole recording goes through at once. What the device cannot take is done on the CPU.
-        """
-        batch = torch.from_numpy(mixture)[None]
-        fallbacks: tuple[str, ...] = ()
-        with torch.inference_mode():
-            try:
-                device, estimates = self.device, self.model(batch.to(self.device))[0].float().cpu()
-            except RuntimeError as error:  # out of memory, an operation or the device itself is missing
-                if self.device.type == "cpu":
-                    raise self._explained(error, len(mixture)) from error
-                reason = str(error).split("\n")[0]
-                fallbacks = (f"{self.device} failed ({reason}); this recording was separated on the CPU",)
-                device = torch.device("cpu")
-                try:
-                    estimates = _on(device, self._original)(batch)[0].float()
-                except RuntimeError as second:
-                    raise self._explained(second, len(mixture)) from second
-        return estimates.numpy(), device, fallbacks
-
-    def _explained(self, error: RuntimeError, n_samples: int) -> RuntimeError:
-        """Return a failure on the CPU in words, if it is for want of memory; else the failure itself."""
-        if "allocate memory" not in str(error):
-            return error
-        minutes = n_samples / self.sample_rate / 60
-        return SeparationError(
-            f"{minutes:.1f} minutes at once need more memory than there is; "
-            "cut the recording into shorter ones, or use a smaller model"
+        mode: Literal["whole", "chunks"] = "chunks" if passage.plan.way == "chunks" else "whole"
+        return _Separation(
+            heard,
+            estimates,
+            self.sample_rate,
+            mode,
+            memory_bytes,
+            disk_bytes,
+            str(passage.device),
+            tuple(passage.joins),
+            tuple(cautions),
+            notes,
         )
 
 
-def _on(device: torch.device, model: nn.Module) -> nn.Module:
-    """Return the model on the device: itself if it is there, else a copy."""
-    if all(parameter.device == device for parameter in model.parameters()):
-        return model
-    return copy.deepcopy(model).to(device)
+def _plan_notes(plan: Plan, memory_bytes: int | None, sample_rate: int) -> tuple[str, ...]:
+    """Say what a person should know before the work begins."""
+    notes = []
+    if plan.reason:
+        chunk = plan.chunk_length / sample_rate
+        notes.append(f"{plan.reason}: the recording is separated in chunks of {chunk:g} s")
+    disk_bytes = plan.need.disk_bytes if plan.need else 0
+    if memory_bytes is not None and (memory_bytes > NOTABLE_BYTES or disk_bytes):
+        on_disk = f" and {format_size(disk_bytes)} of temporary files" if disk_bytes else ""
+        notes.append(f"about {format_size(memory_bytes)} of memory{on_disk} are needed")
+    return tuple(notes)
+
+
+def _times(seconds: list[float]) -> str:
+    """List times, not too many of them.
+
+    >>> _times([61.0, 3599.6])
+    '0:01:01, 1:00:00'
+    """
+    times = [str(timedelta(seconds=round(at))) for at in seconds[:MAX_TIMES]]
+    return ", ".join(times) + (", ..." if len(seconds) > MAX_TIMES else "")
 
 
 def _checked_rate(sample_rate: float) -> int:
@@ -432,7 +558,7 @@ def _as_samples(waveform: NDArray[Any] | Tensor) -> NDArray[np.float32]:
     if array.dtype.kind != "f":
         raise ValueError(f"waveform must be real numbers, floating point or integer, got {array.dtype}")
     with np.errstate(over="ignore"):
-        samples = array.astype(np.float32)
+        samples = array.astype(np.float32, copy=False)
     if n_bad := samples.size - int(np.isfinite(samples).sum()):
         raise ValueError(
             f"waveform has {n_bad} samples that are NaN, infinite or too large for float32; "
@@ -453,17 +579,20 @@ def _one_channel(samples: NDArray[np.float32], channel: int | None) -> NDArray[n
     return samples[channel - 1 : channel]
 
 
-def _fit_format(tracks: NDArray[np.float32], sample_rate: int, form: Format, subtype: Subtype) -> _Fitted:
-    """Resample tracks to the nearest rate that a format has, and turn all down alike where it would clip."""
-    fitted = _Fitted(tracks, allowed_rate(form, sample_rate))
-    if fitted.sample_rate != sample_rate:
-        note = f"{form} files have no {sample_rate} Hz: the tracks are at {fitted.sample_rate} Hz"
-        fitted = replace(fitted, tracks=resample(tracks, sample_rate, fitted.sample_rate), notes=(note,))
-    peak = _peak(fitted.tracks)
-    if peak > 1 and (form != "wav" or subtype in ("pcm16", "pcm24")):
+def _fit_format(separation: _Separation, form: Format, subtype: Subtype) -> _Fit:
+    """Choose the nearest rate that a format has, and a gain for all tracks alike where it would clip."""
+    sample_rate = separation.heard.sample_rate
+    fit = _Fit(allowed_rate(form, sample_rate))
+    if fit.sample_rate != sample_rate:
+        note = f"{form} files have no {sample_rate} Hz: the tracks are at {fit.sample_rate} Hz"
+        fit = replace(fit, notes=(note,))
+    if form == "wav" and subtype in ("auto", "float"):
+        return fit
+    peak = max(_peak(fit.track(separation, index)) for index in range(len(separation.estimates)))
+    if peak > 1:
         gain = INTEGER_PEAK / peak
         warning = (
             f"all tracks were turned down by {-20 * math.log10(gain):.1f} dB, else {form} would clip them"
         )
-        fitted = replace(fitted, tracks=fitted.tracks * gain, gain=gain, warnings=(warning,))
-    return fitted
+        fit = replace(fit, gain=gain, warnings=(warning,))
+    return fit

@@ -1,0 +1,230 @@
+"""Get one mixture through a model: as a whole, in pieces of time, or in chunks; with less if that fails."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flasepformer.inference.chunks import Join, separate_in_chunks
+from flasepformer.inference.devices import pick_device
+from flasepformer.inference.memory import free_memory, parse_size
+from flasepformer.inference.plans import Mode, Plan, Planner, full_disk, spill_folder
+from flasepformer.models.long_form import FrameMemory
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class RunOptions(TypedDict, total=False):
+    """How recordings go through the model."""
+
+    mode: Mode
+    """"whole": every recording with all its past and future, in exact pieces of time where the attention is
+    linear. "chunks": in overlapping chunks. "auto": the whole, but in chunks where it does not fit."""
+    memory: int | str | None
+    """Most memory for one recording, beside the program and the model: bytes, or such as "800M" and "4G"; by
+    default half of what is free. Never more than is free."""
+    chunk_seconds: float
+    """Length of a chunk, 30 by default."""
+    overlap_seconds: float
+    """What two chunks have in common, at most half a chunk; 5 by default."""
+    precision: Precision
+    """Of the model's arithmetic, "float32" by default. What overflows in float16 is done again in float32."""
+
+
+@dataclass
+class Passage:
+    """How a mixture has gone through the model."""
+
+    plan: Plan
+    device: torch.device
+    estimates: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """(source, time)."""
+    joins: list[Join] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class ModelRunner:
+    """Holds a model on a device.
+
+    Args:
+        model: A network that maps mixtures (batch, time) to estimates (batch, source, time), with attributes
+            `sample_rate` in Hz and `n_sources`.
+        device: See `pick_device`.
+        mode: See `RunOptions`, also for the others.
+        memory: Most bytes for one recording.
+        chunk_seconds: Length of a chunk.
+        overlap_seconds: What two chunks have in common.
+        precision: Of the model's arithmetic.
+
+    Raises:
+        DeviceError: The device cannot be used.
+        ValueError: An option makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device = "auto",
+        *,
+        mode: Mode = "auto",
+        memory: int | str | None = None,
+        chunk_seconds: float = 30.0,
+        overlap_seconds: float = 5.0,
+        precision: Precision = "float32",
+    ) -> None:
+        for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
+            if value not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
+        if not 1 <= chunk_seconds < math.inf:
+            raise ValueError(f"chunk_seconds must be at least 1, got {chunk_seconds}")
+        if not 0 < overlap_seconds <= chunk_seconds / 2:
+            raise ValueError(
+                f"overlap_seconds must be above 0 and at most half a chunk ({chunk_seconds / 2:g} s), "
+                f"got {overlap_seconds}"
+            )
+        limit = None if memory is None else parse_size(memory)
+        self.precision = precision
+        self.device = pick_device(device)
+        self.sample_rate: int = model.sample_rate  # type: ignore[assignment]
+        self.n_sources: int = model.n_sources  # type: ignore[assignment]
+        self._original = model.eval()
+        self.model = _on(self.device, model)
+        chunk_length, overlap = (
+            round(seconds * self.sample_rate) for seconds in (chunk_seconds, overlap_seconds)
+        )
+        self._planner = Planner(self._original, mode, limit, chunk_length, overlap)
+
+    def plan(self, n_samples: int, *, held_bytes: int = 0, after_bytes: int = 0) -> Plan:
+        """Decide how a mixture goes through the model on its device; see `Planner.plan`."""
+        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes, after_bytes=after_bytes)
+
+    def run(
+        self,
+        mixture: NDArray[np.float32],
+        plan: Plan,
+        *,
+        silence: float = 0.0,
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> Passage:
+        """Get a mixture through the model; what fails for want of memory is tried again with less.
+
+        Args:
+            mixture: (time,), at the model's sample rate.
+            plan: What `plan` says.
+            silence: Peak up to which sound is no speech.
+            progress: Told the share that is done.
+
+        Raises:
+            NotEnoughMemory: Even the least was too much.
+            OutputError: The disk was full.
+        """
+        passage = Passage(plan, self.device)
+        while True:
+            try:
+                self._execute(passage, mixture, silence, progress)
+                return passage
+            except (RuntimeError, MemoryError) as error:
+                if not _ran_out_of_memory(error):
+                    raise
+                failed = passage.device.type
+            self._go_on_with_less(passage, len(mixture))
+            passage.warnings.append(f"{failed} ran out of memory; {self._describe(passage)}")
+
+    def _execute(
+        self,
+        passage: Passage,
+        mixture: NDArray[np.float32],
+        silence: float,
+        progress: Callable[[float], None],
+    ) -> None:
+        plan = passage.plan
+        if plan.way == "chunks":
+            passage.estimates, passage.joins = separate_in_chunks(
+                lambda chunk: self._forward(passage, chunk, lambda model, batch: model(batch)),
+                mixture, self.n_sources, plan.chunk_length, plan.overlap, silence=silence, progress=progress,
+            )  # fmt: skip
+        elif plan.way == "whole":
+            passage.estimates = self._forward(passage, mixture, lambda model, batch: model(batch))
+        else:
+            folder = spill_folder()
+            memory = FrameMemory(plan.frame_bytes, folder)
+            try:
+                passage.estimates = self._forward(
+                    passage, mixture, lambda model, batch: model.separate_in_pieces(batch, memory, progress)
+                )
+            except OSError as error:
+                raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error
+
+    def _forward(
+        self, passage: Passage, mixture: NDArray[np.float32], call: Callable[[Any, Tensor], Tensor]
+    ) -> NDArray[np.float32]:
+        """Call the model; again on the CPU if the device fails, again in float32 if numbers overflow."""
+        batch = torch.from_numpy(mixture)[None]
+
+        def attempt(precision: Precision) -> Tensor:
+            device = passage.device
+            low = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+            with torch.inference_mode(), low:
+                return call(_on(device, self.model, self._original), batch.to(device))[0].float().cpu()
+
+        def attempt_anywhere(precision: Precision) -> Tensor:
+            try:
+                return attempt(precision)
+            except RuntimeError as error:  # an operation or the device itself is missing
+                if passage.device.type == "cpu" or _ran_out_of_memory(error):
+                    raise
+                reason = str(error).split("\n")[0]
+                passage.warnings.append(f"{passage.device} failed ({reason}); going on on the CPU")
+                passage.device = torch.device("cpu")
+            return attempt(precision)
+
+        estimates = attempt_anywhere(self.precision)
+        if self.precision != "float32" and not _is_finite(estimates):
+            warning = f"numbers overflowed in {self.precision}; that part was done again in float32"
+            if warning not in passage.warnings:
+                passage.warnings.append(warning)
+            estimates = attempt_anywhere("float32")
+        return estimates.numpy()
+
+    def _go_on_with_less(self, passage: Passage, n_samples: int) -> None:
+        """Change the plan to one that takes less memory, or else the device to the CPU."""
+        if passage.device.type == "cuda":
+            torch.cuda.empty_cache()
+        leaner = self._planner.leaner(passage.plan, n_samples)
+        if leaner is not None:
+            passage.plan = leaner
+        elif passage.device.type != "cpu":
+            passage.device = torch.device("cpu")
+            passage.plan = self._planner.plan(n_samples, passage.device)
+        else:
+            need = passage.plan.need
+            raise self._planner.shortage(need.memory_bytes if need else None, free_memory(), n_samples)
+
+    def _describe(self, passage: Passage) -> str:
+        plan, where = passage.plan, "" if passage.device.type != "cpu" else " on the CPU"
+        if plan.way == "chunks":
+            return f"going on{where} with chunks of {plan.chunk_length / self.sample_rate:g} s"
+        return f"going on{where} with temporary files" if plan.frame_bytes == 0 else f"going on{where}"
+
+
+def _on(device: torch.device, *models: nn.Module) -> nn.Module:
+    """Return the first of equal models that is on the device, or else a copy of the last."""
+    for model in models:
+        if all(parameter.device == device for parameter in model.parameters()):
+            return model
+    return copy.deepcopy(models[-1]).to(device)
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def _is_finite(x: Tensor) -> bool:
+    low, high = x.aminmax()  # NaN and infinity show in these two
+    return bool(low.isfinite() and high.isfinite())

@@ -1,0 +1,88 @@
+"""The estimate of the memory, held against the peak of a process that separates for real."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from flasepformer.inference.estimates import SAMPLE_BYTES, need_beside_frames
+from flasepformer.models import load_model
+
+TOLERANCE = 1.6
+"""Factor by which an estimate and the measured peak may differ: allocators keep what they please."""
+
+CHILD = """
+import json, sys
+from flasepformer.inference import Separator
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+recording, folder, name, options = *sys.argv[1:4], json.loads(sys.argv[4])
+separator = Separator.from_pretrained(name, "cpu", **options)
+loaded = peak()
+report = separator.separate_file_with_report(recording, folder)
+print(json.dumps({"peak": peak() - loaded, "memory": report.memory_bytes, "disk": report.disk_bytes,
+                  "mode": report.mode}))
+"""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process"
+)
+
+
+def measure(folder, name, seconds, rate=8000, n_channels=1, **options):
+    noise = np.random.default_rng(0).standard_normal(int(rate * seconds)) * 0.05
+    channels = np.stack([noise] * n_channels, 1)
+    soundfile.write(folder / "talk.wav", channels, rate, subtype="PCM_16")
+    command = [sys.executable, "-c", CHILD, folder / "talk.wav", folder / "out", name, json.dumps(options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def assert_close(measured):
+    assert measured["memory"] / TOLERANCE < measured["peak"] < measured["memory"] * TOLERANCE, measured
+
+
+def test_two_minutes_of_the_default_model(tmp_path):
+    measured = measure(tmp_path, "default", 120)
+    assert (measured["mode"], measured["disk"]) == ("whole", 0)
+    assert_close(measured)
+
+
+def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):
+    n_samples = 120 * 8000
+    limit = need_beside_frames(load_model("default"), n_samples) + n_samples * SAMPLE_BYTES + 6_000_000
+    measured = measure(tmp_path, "default", 120, memory=limit)
+    assert measured["mode"] == "whole"
+    assert measured["disk"] > 5_000_000
+    assert measured["peak"] < 1.1 * limit
+    assert_close(measured)
+
+
+def test_a_stereo_recording_at_44_kilohertz(tmp_path):
+    measured = measure(tmp_path, "default", 20, rate=44_100, n_channels=2)
+    assert_close(measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("fla-sepreformer-t", 16),
+        ("fla-sepreformer-b", 8),
+        ("sepreformer-t", 16),
+        ("fla-tflocoformer-s", 6),
+        ("tflocoformer-s", 6),
+    ],
+)
+def test_every_family(tmp_path, name, seconds):
+    assert_close(measure(tmp_path, name, seconds))
