@@ -50,7 +50,6 @@ def rotate(x: Tensor) -> Tensor:
     frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.arange(length, dtype=torch.float64).unsqueeze(-1) * frequencies  # (length, head_dim / 2)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    cosine, sine = (turn.to(x.device, dtype) for turn in (angles.cos(), angles.sin()))
-    even, odd = x.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    turns = torch.polar(torch.ones_like(angles), angles).to(x.device, dtype.to_complex())
+    pairs = torch.view_as_complex(x.to(dtype).unflatten(-1, (-1, 2)))  # a pair is a point of the plane
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)

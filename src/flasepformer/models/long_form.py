@@ -16,6 +16,8 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from flasepformer.layers import GlobalNorm
+
 
 class Source(Protocol):
     """A sequence of frames that can be read, kept or made anew."""
@@ -185,7 +187,7 @@ class Moments:
         self.squares = self.squares.to(x.device) + n * (variance + difference**2 * (1 - n / self.count))
         self.mean = self.mean.to(x.device) + difference * (n / self.count)
 
-    def normalize(self, x: Tensor, norm: torch.nn.GroupNorm) -> Tensor:
+    def normalize(self, x: Tensor, norm: torch.nn.GroupNorm | GlobalNorm) -> Tensor:
         """Apply a normalisation with one group to features (batch, some frames, channels)."""
         scale = torch.rsqrt(self.squares / self.count + norm.eps)[:, None, None]
         shift = -self.mean[:, None, None] * scale

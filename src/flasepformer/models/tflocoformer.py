@@ -6,6 +6,7 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: gated focused linear attention over time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,13 +21,12 @@ from flasepformer.layers import (
     RMSGroupNorm,
     RotaryAttention,
 )
+from flasepformer.models.long_form import FrameMemory
+from flasepformer.models.long_tflocoformer import ACCELERATOR_ROWS, LongPass
 from flasepformer.ops import PIECE_LENGTH, inverse_stft, map_pieces, stft
 
 SMALLEST_DEVIATION = 1e-6
 """A recording that varies less than this, in units of its peak, varies by nothing but rounding."""
-
-ACCELERATOR_ROWS = 2**17
-"""Frames times bins that a GPU works on at a time: enough to keep it busy, 0.2 GB of M's widest features."""
 
 Attention = Literal["focused_linear", "linear", "softmax"]
 
@@ -161,27 +161,74 @@ class TFLocoformer(nn.Module):
         return self(mixture), []
 
     def forward(self, mixture: Tensor) -> Tensor:
+        if self.training or torch.is_grad_enabled() or self.config.attention == "softmax":
+            return self._separate(mixture)
+        return self.separate_in_pieces(mixture)
+
+    @torch.no_grad()
+    def separate_in_pieces(
+        self,
+        mixture: Tensor,
+        memory: FrameMemory | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Separate recordings of any length in pieces of time, one by one, with the numbers of the whole.
+
+        Args:
+            mixture: (batch, time).
+            memory: Room for what is kept of a recording between two sweeps over it; by default without limit.
+            progress: Told the share that is done, from 0 to 1, after every piece.
+
+        Returns:
+            The estimates (batch, source, time), as the whole at once gives them in eval mode.
+
+        Raises:
+            ValueError: If the attention is softmax, which has no small state to carry from piece to piece.
+        """
+        if self.config.attention == "softmax":
+            raise ValueError("softmax attention cannot be evaluated in pieces: every frame needs all others")
+        normalized, level = self._normalize(mixture)
+        memory = memory or FrameMemory()
+        estimates: list[Tensor] = []
+
+        def tell(share: float) -> None:
+            if progress is not None:
+                progress((len(estimates) + share) / len(mixture))
+
+        for waveform in normalized:
+            estimates.append(LongPass(self, waveform, memory, tell).run())
+        return (torch.stack(estimates) * level).to(mixture.dtype)
+
+    def _separate(self, mixture: Tensor) -> Tensor:
+        config = self.config
+        normalized, level = self._normalize(mixture)
+        with torch.autocast(mixture.device.type, enabled=False):
+            x = self.input_norm(self.input_features(stft(normalized, config.n_fft, config.hop_length)))
+        for block in self.blocks:
+            x = block(x)
+        with torch.autocast(mixture.device.type, enabled=False):
+            estimates = inverse_stft(self.decode(x), config.hop_length, mixture.shape[-1])
+            return (estimates * level).to(mixture.dtype)
+
+    def _normalize(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
+        """Check the mixture; return it normalised if that is wanted, and what it was divided by."""
         if mixture.ndim != 2 or mixture.shape[-1] == 0 or not mixture.is_floating_point():
             raise ValueError(
                 "mixture must be floating point (batch, time) with at least one sample, "
                 f"got {tuple(mixture.shape)} of {mixture.dtype}; add a batch axis with mixture[None]"
             )
-        config = self.config
+        if not self.config.normalize_variance:
+            return mixture, mixture.new_ones(())
         with torch.autocast(mixture.device.type, enabled=False):
-            normalized, level = normalize(mixture) if config.normalize_variance else (mixture, None)
-            x = self._encode(stft(normalized, config.n_fft, config.hop_length))
-        for block in self.blocks:
-            x = block(x)
-        with torch.autocast(mixture.device.type, enabled=False):
-            estimates = inverse_stft(self._decode(x), config.hop_length, mixture.shape[-1])
-            return (estimates if level is None else estimates * level.unsqueeze(1)).to(mixture.dtype)
+            normalized, level = normalize(mixture)
+        return normalized, level.unsqueeze(1)
 
-    def _encode(self, spectrum: Tensor) -> Tensor:
-        """Turn complex (batch, frames, bins) into features (batch, frames, bins, channels)."""
+    def input_features(self, spectrum: Tensor) -> Tensor:
+        """Turn complex (batch, frames, bins) into features (batch, frames, bins, channels) at any level."""
         image = torch.view_as_real(spectrum).movedim(-1, 1)  # (batch, real and imaginary, frames, bins)
-        return self.input_norm(self.input_conv(image.to(self.input_conv.weight.dtype)).movedim(1, -1))
+        return self.input_conv(image.to(self.input_conv.weight.dtype)).movedim(1, -1)
 
-    def _decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         """Turn features into the talkers' spectra, complex (batch, source, frames, bins)."""
         image = self.output_conv(x.to(self.output_conv.weight.dtype).movedim(-1, 1))
         parts = image.to(torch.promote_types(image.dtype, torch.float32)).unflatten(1, (-1, 2))
