@@ -36,6 +36,8 @@ CONFIG_FILE = "config.json"
 UNREAD_FILE = "unread.safetensors"
 """Tensors of a converted checkpoint that no code reads, kept so that it can be converted back bit by bit."""
 
+_SHIPPED = files("flasepformer") / "pretrained"
+
 OWN_LAYOUT = "flasepformer"
 WRITABLE_LAYOUTS = (OWN_LAYOUT, *(name for name, layout in LAYOUTS.items() if layout.write))
 """Layouts that `convert_checkpoint` writes."""
@@ -64,11 +66,12 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
     """Load a model, ready to separate (in eval mode, float32, on the CPU).
 
     Args:
-        name_or_path: "default" for the trained model of the package; a registry name such as
-            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
-            ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
-            model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
-            may be left out where there is no folder `owner`), which `download_model` fetches once.
+        name_or_path: "default" for the trained model of the package, "default-1" for the one before; a
+            registry name such as "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the
+            weights file in it, ours or a published one (FLASepformer on ModelScope, SepReformer,
+            TF-Locoformer in ESPnet); or a model of ours on the Hugging Face Hub, "hf://owner/name" or
+            "hf://owner/name@revision" ("hf://" may be left out where there is no folder `owner`), which
+            `download_model` fetches once.
 
     Returns:
         The model: mixture (batch, time) to estimates (batch, source, time).
@@ -96,9 +99,14 @@ def model_info(name_or_path: str | Path = DEFAULT_MODEL) -> ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """Describe every model that has a name, the trained one first."""
-    names = [DEFAULT_MODEL, *registered_names()] if _default_folder_exists() else registered_names()
-    return [model_info(name) for name in names]
+    """Describe every model that has a name, the trained ones first."""
+    return [model_info(name) for name in (*shipped_names(), *registered_names())]
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the trained models in the package, the default one first."""
+    names = [folder.name for folder in _SHIPPED.iterdir() if (folder / WEIGHTS_FILE).is_file()]
+    return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
 def save_model(
@@ -207,9 +215,9 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def _open(name_or_path: str | Path) -> _Checkpoint:
-    if str(name_or_path) == DEFAULT_MODEL:
-        with as_file(files("flasepformer") / "pretrained" / DEFAULT_MODEL) as folder:
-            return _load_own(folder, DEFAULT_MODEL)
+    if str(name_or_path) in shipped_names():
+        with as_file(_SHIPPED / str(name_or_path)) as folder:
+            return _load_own(folder, str(name_or_path))
     path = Path(name_or_path)
     if not path.exists():
         from flasepformer.models import hub  # here, because it is built on this module
@@ -217,7 +225,7 @@ def _open(name_or_path: str | Path) -> _Checkpoint:
         if hub.is_hub_name(name_or_path):
             folder = hub.download_model(*hub.parse_hub_name(str(name_or_path)))
             return _load_own(folder, str(name_or_path))
-        names = ", ".join((DEFAULT_MODEL, *registered_names()))
+        names = ", ".join((*shipped_names(), *registered_names()))
         raise CheckpointError(f"no model and no file is called {str(name_or_path)!r}; the models are {names}")
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -235,10 +243,6 @@ def _open(name_or_path: str | Path) -> _Checkpoint:
         f"{path} is not a checkpoint: expected a folder with {WEIGHTS_FILE} and {CONFIG_FILE} (ours), "
         f"or with {known}, or one of these files"
     )
-
-
-def _default_folder_exists() -> bool:
-    return (files("flasepformer") / "pretrained" / DEFAULT_MODEL / WEIGHTS_FILE).is_file()
 
 
 def _load_own(folder: Path, name: str) -> _Checkpoint:
