@@ -72,8 +72,14 @@ def test_wrong_usage_exits_with_2(options, message, tmp_path):
 def test_a_folder_that_cannot_be_made_exits_with_3(tmp_path):
     (tmp_path / "file").write_text("")
     result = run("default", "--out", tmp_path / "file/new")
-    assert result.exit_code == 3
-    assert "error: " in result.stderr
+    assert (result.exit_code, result.stderr) == (3, f"error: {tmp_path / 'file/new'}: Not a directory\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_a_device_that_is_not_there_exits_with_3_before_any_work(tmp_path):
+    result = run("default", "--device", "cuda", "--out", tmp_path / "new")
+    assert (result.exit_code, "no CUDA device" in result.stderr) == (3, True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

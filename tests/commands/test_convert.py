@@ -42,3 +42,9 @@ def test_convert_explains_what_is_wrong(folder, tmp_path, monkeypatch, arguments
     assert result.exit_code == code
     assert message in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["convert", "default", str(tmp_path / "file/ours")])
+    assert (result.exit_code, result.stderr) == (3, f"error: {tmp_path / 'file/ours'}: Not a directory\n")

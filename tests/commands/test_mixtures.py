@@ -124,3 +124,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_the_environment(speech, 
     result = run("mixtures", speech, "--kind", "set", "--count", 1, "--out", tmp_path / "file/set")
     assert result.exit_code == 3
     assert "cannot be written: Not a directory" in result.stderr
+
+
+def test_speech_that_is_not_there_is_wrong_usage(speech, tmp_path):
+    for source, options in ((speech, ("--split", "nope")), (speech / "a/0.wav", ())):
+        result = run("mixtures", source, *options, "--out", tmp_path / "list.csv")
+        assert (result.exit_code, str(source) in "".join(result.stderr.split())) == (2, True)

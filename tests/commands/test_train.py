@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import soundfile
 from typer.testing import CliRunner
@@ -52,3 +55,23 @@ def test_train_takes_another_family_from_the_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     model = load_model(tmp_path / "run" / "best")
     assert (type(model).__name__, model.config.n_blocks, model.config.n_channels) == ("TFLocoformer", 1, 8)
+
+
+def test_train_names_the_extra_that_is_missing(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    for module in ("jsonargparse", "accelerate"):
+        script = f"import sys; sys.modules[{module!r}] = None; from flasepformer.cli import main; main()"
+        command = [sys.executable, "-c", script, "train", tmp_path / "recipe.yaml", "--out", tmp_path / "run"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 3
+        assert done.stderr.startswith("error: training needs")
+        assert 'pip install "flasepformer[train]"' in done.stderr
+
+
+def test_train_says_in_words_what_is_in_the_way(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--speech", str(write_speech(tmp_path / "speech"))]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "recipe.yaml")])
+    assert (result.exit_code, result.stderr) == (3, f"error: {tmp_path / 'recipe.yaml'}: File exists\n")
+    nowhere = CliRunner().invoke(app, [*arguments, "--speech", str(tmp_path / "nowhere")])
+    assert (nowhere.exit_code, "does not exist" in nowhere.stderr) == (2, True)

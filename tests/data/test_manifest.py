@@ -58,8 +58,11 @@ def test_a_folder_per_speaker_is_listed_with_durations(tmp_path, write_tone):
 def test_nothing_to_read_is_an_error(tmp_path, manifest):
     with pytest.raises(ValueError, match=r"no speech in .* for split 'valid'"):
         read_utterances(manifest, "valid")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such folder or manifest"):
         read_utterances(tmp_path / "nowhere.csv")
+    (tmp_path / "talk.wav").write_bytes(b"RIFF\x80")
+    with pytest.raises(ValueError, match=r"talk\.wav is no CSV manifest"):
+        read_utterances(tmp_path / "talk.wav")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_utterances(tmp_path, "train")
 

@@ -169,3 +169,12 @@ def test_a_missing_source_and_a_source_of_another_length_are_named(whamr, write_
     (whamr / "s2_anechoic/x.wav").unlink()
     with pytest.raises(ValueError, match=r"mixture x.wav lacks its source .*s2_anechoic.x.wav"):
         MixtureFolder(whamr, *dirs)
+
+
+def test_a_choice_among_folders_is_refused_for_a_file(tmp_path):
+    (tmp_path / "list.csv").write_text("name,path_1\n")
+    with pytest.raises(ValueError, match="mix_dir chooses a folder"):
+        open_mixtures(tmp_path / "list.csv", 8000, "mix_both")
+    (tmp_path / "talk.wav").write_bytes(b"RIFF\x80")
+    with pytest.raises(ValueError, match=r"talk\.wav is no CSV list"):
+        open_mixtures(tmp_path / "talk.wav", 8000)

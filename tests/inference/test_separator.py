@@ -472,3 +472,8 @@ def test_the_bar_moves_while_the_model_works(separator, voices, tmp_path):
     assert len(set(inside)) > 20
     assert inside == sorted(inside)
     assert inside[-1] == pytest.approx(0.9)
+
+
+def test_random_weights_are_said_to_be_random():
+    with pytest.warns(UserWarning, match=r"fla-sepreformer-t has random weights"):
+        Separator.from_pretrained("fla-sepreformer-t", "cpu")

@@ -98,6 +98,16 @@ def test_the_recipe_of_an_older_run_still_loads(path):
     assert recipe.epoch_steps == recipe.validate_every
 
 
+def test_another_file_than_a_recipe_is_named_and_not_repeated(tmp_path):
+    path = tmp_path / "talk.wav"
+    path.write_bytes(b"RIFF\x80")
+    with pytest.raises(ValueError, match=r"talk\.wav is not YAML"):
+        load_recipe(path)
+    path.write_text("a line of prose\n" * 1000)
+    with pytest.raises(ValueError, match=r"keys and values, got str$"):
+        load_recipe(path)
+
+
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_recipe(tmp_path / "absent.yaml")

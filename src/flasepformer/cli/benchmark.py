@@ -58,11 +58,16 @@ def benchmark(
     Exit codes: 0 all done, 1 a case broke, 2 wrong usage, 3 no usable model, device or disk, 130 interrupted;
     what was measured is written.
     """
+    import torch  # here, so that --help is instant
+
     from flasepformer.benchmark import draw_plots, run_benchmark
     from flasepformer.models import CheckpointError
 
     if (out / "benchmark.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'benchmark.csv'} exists; give --overwrite, or another --out")
+    if device == "cuda" and not torch.cuda.is_available():
+        print_message("error: there is no CUDA device that works on this machine; give --device cpu")
+        raise typer.Exit(3)
     n_threads = threads or len(os.sched_getaffinity(0))
     try:
         cases = _cases(models or [], lengths, peers, paper, device, precision, n_threads)
@@ -81,7 +86,10 @@ def benchmark(
             command=_command(cases, peers, paper, repeats),
             report=_print_progress,
         )
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        print_message(f"error: {error.filename or out}: {error.strerror or error}")
+        raise typer.Exit(3) from error
+    except RuntimeError as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
     except KeyboardInterrupt:

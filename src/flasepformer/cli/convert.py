@@ -31,8 +31,11 @@ def convert(
         info = convert_checkpoint(source, folder, layout)
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error
-    except (CheckpointError, OSError) as error:
+    except CheckpointError as error:
         print_message(f"error: {error}")
+        raise typer.Exit(3) from error
+    except OSError as error:
+        print_message(f"error: {error.filename or folder}: {error.strerror or error}")
         raise typer.Exit(3) from error
     print_result(
         f"{folder}: {info.family}, {info.n_sources} talkers at {info.sample_rate} Hz, "

@@ -59,7 +59,8 @@ def evaluate(
     """Separate mixtures with known sources and score the estimates: SI-SNR, SDR and their improvements.
 
     confusion is the share of the time in which a talker is in the wrong track, for conversations; leakage the
-    level of the other track where one talker is alone. An evaluation that was cut short goes on where it was.
+    level of the other tracks, for recordings of a single talker. An evaluation that was cut short goes on
+    where it was.
 
     Exit codes: 0 all done, 1 some mixtures failed, 2 wrong usage, 3 no usable model, device, disk or package,
     130 interrupted.

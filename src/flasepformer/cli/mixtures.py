@@ -100,7 +100,7 @@ def mixtures(
                 )
             ]
         _make_set(plans, out or Path("mixtures"), config, workers)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     except ImportError as error:
         print_message(f"error: {error}")

@@ -11,7 +11,11 @@ def train(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Recipe: YAML, see recipes/.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
     speech: Annotated[
-        Path | None, typer.Option(help="Single-talker speech: a folder per speaker, or a CSV manifest.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            help="Single-talker speech: train/ and valid/, a folder per speaker in each; or a CSV manifest.",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -25,6 +29,9 @@ def train(
     """Train a model by a recipe.
 
     With `torchrun --standalone --nproc_per_node N -m flasepformer train ...` it runs in N processes.
+
+    Exit codes: 0 done, 2 wrong usage, 3 the run cannot begin or go on, or a package is missing, 130
+    interrupted; --resume goes on.
     """
     from flasepformer.training import TrainingError, load_recipe
     from flasepformer.training import train as run
@@ -32,8 +39,11 @@ def train(
     overrides = [*(setting or []), *([f"data.speech={speech}"] if speech else [])]
     try:
         best = run(load_recipe(recipe, overrides), out, resume=resume, speech_cache=cache)
-    except (TrainingError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (TrainingError, ValueError, OSError, ImportError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{error.filename}: {error.strerror}"
+        typer.echo(f"error: {reason}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 3) from error
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with --resume --out {out}", err=True)

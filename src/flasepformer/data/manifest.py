@@ -45,6 +45,8 @@ def read_utterances(
         ValueError: A column or a value is missing, or nothing is left.
     """
     source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"no such folder or manifest: {source}")
     if split and (source / f"{split}.csv").is_file():
         source, split = source / f"{split}.csv", None
     if source.is_dir():
@@ -52,7 +54,10 @@ def read_utterances(
             raise ValueError(f"exclude needs the columns of a CSV manifest, but {source} is a folder")
         utterances = _read_folder(source / split if split else source)
     else:
-        utterances = _read_manifest(source, split, exclude or {})
+        try:
+            utterances = _read_manifest(source, split, exclude or {})
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source} is no CSV manifest: it is not text") from error
     if not utterances:
         which = f" for split {split!r}" if split else ""
         raise ValueError(f"no speech in {source}{which}; expected a folder per speaker or a CSV manifest")

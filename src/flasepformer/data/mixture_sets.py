@@ -263,7 +263,7 @@ class MixtureFolder:
         if len(mix_dirs) != 1 or not self.source_dirs or not {*mix_dirs, *self.source_dirs} <= {*folders}:
             raise ValueError(
                 f"{root} must hold one folder of mixtures and folders s1, s2, ... of sources, has {folders}; "
-                "name mix_dir (and source_dirs) to choose"
+                "name mix_dir (and source_dirs) to choose, or give a manifest (CSV) of the set"
             )
         self.mix_dir = mix_dirs[0]
         self.files = sorted(
@@ -322,11 +322,20 @@ class MixtureManifest:
 
 
 def open_mixtures(path: str | Path, sample_rate: int, mix_dir: str | None = None) -> MixtureSet:
-    """Open a folder or a manifest of mixtures on disk, or a list to be made at `sample_rate` (Hz)."""
+    """Open a folder or a manifest of mixtures on disk, or a list to be made at `sample_rate` (Hz).
+
+    Raises:
+        ValueError: It is none of these, or `mix_dir` is to choose where there is no choice.
+    """
     if Path(path).is_dir():
         return MixtureFolder(path, mix_dir)
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        header = next(csv.reader(file), [])
+    if mix_dir:
+        raise ValueError(f"mix_dir chooses a folder of a set, but {path} is a file, which names its mixtures")
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), [])
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no CSV list or manifest of mixtures: it is not text") from error
     if is_mixture_manifest(header):
         return MixtureManifest(read_mixture_manifest(path))
     return MixtureList(read_mixture_list(path), sample_rate)

@@ -49,10 +49,11 @@ def choose_examples(evaluations: Sequence[Sequence[EvaluationRow]], n_each: int)
     """
     first, last = evaluations[0], {row.name: row.mean("si_snr_improvement") for row in evaluations[-1]}
     if len(evaluations) == 1:
-        reasons, value = ("Best", "Median", "Worst"), last
+        reasons: tuple[str | None, ...] = ("Best", "Median", "Worst")
+        value = last
     else:
         check_same_mixtures(first, evaluations[-1])
-        reasons = ("Better than the first", "Median difference", "Worse than the first")
+        reasons = (None, "Median difference", None)
         value = {row.name: last[row.name] - row.mean("si_snr_improvement") for row in first}
     order = sorted(
         (name for name in value if not math.isnan(value[name])), key=value.__getitem__, reverse=True
@@ -62,8 +63,14 @@ def choose_examples(evaluations: Sequence[Sequence[EvaluationRow]], n_each: int)
     reason_of: dict[str, str] = {}
     for reason, names in zip(reasons, chosen, strict=True):
         for name in names:
-            reason_of.setdefault(name, reason)
+            reason_of.setdefault(name, reason or _against_first(value[name]))
     return [(reason, name) for name, reason in reason_of.items()]
+
+
+def _against_first(difference: float) -> str:
+    if difference == 0:
+        return "As good as the first"
+    return "Better than the first" if difference > 0 else "Worse than the first"
 
 
 def make_examples(

@@ -278,6 +278,12 @@ class Separator:
         """
         name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
         model, info = load_described_model(name_or_path)
+        if not info.trained:
+            warnings.warn(
+                f"{info.name} has random weights, so its tracks hold nothing but noise; train it first, or "
+                "name a checkpoint",
+                stacklevel=2,
+            )
         return cls(model, device, info=info, **options)
 
     def separate(self, waveform: Waveform, sample_rate: int) -> Waveform:

@@ -70,9 +70,6 @@ def train(
         raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
     with accelerator.main_process_first():  # the first decodes the speech, the others find it in the cache
         mixings = _mixings(recipe, speech_cache if speech_cache else run_folder.path / "speech-cache")
-    if accelerator.is_main_process:
-        save_recipe(recipe, run_folder.recipe)
-        (run_folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
 
     torch.manual_seed(recipe.seed)
     model = _initial_model(recipe).to(accelerator.device)
@@ -86,6 +83,9 @@ def train(
         if accelerator.is_main_process:
             run_folder.cut_curve(progress.step)
             progress.candidates = run_folder.present(progress.candidates)
+    if accelerator.is_main_process:  # only now: a run that the recipe does not fit keeps its own
+        save_recipe(recipe, run_folder.recipe)
+        (run_folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
     if recipe.optimization.checkpoint_activations:
         checkpoint_activations(model)
     network = accelerator.prepare(_TrainingStep(model).train())
@@ -452,7 +452,7 @@ def _restore(
             optimizer.load_state_dict(optimizer_state)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"the run is of another network or optimizer than the recipe's: {error}"
+            "the run is of another network or optimizer than the recipe's; the recipe.yaml in its folder fits"
         ) from error
     return _Progress.restored(state["progress"])
 

@@ -220,10 +220,10 @@ def _top_level(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise ImportError(NEEDS_EXTRA) from error
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold keys and values, got {settings!r}")
+        raise ValueError(f"{path} must hold keys and values, got {type(settings).__name__}")
     known = {field.name for field in dataclasses.fields(Recipe)} | {"family", "model_name"}
     for override in overrides:
         key, equals, value = override.partition("=")
