@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from flasepformer.models import list_models, load_model, multiply_adds, save_model
 from flasepformer.models.registry import FAMILIES, build_model, registered_info, registered_names
 
-# SepReformer, table 4; FLASepformer's figures as the project's design notes give them. The last three count
-# the rotary frequencies too, which are constants (one for every two channels of a head).
+# The rotary frequencies, one for every two channels of a head, are counted in the published figures of
+# FLA-TFLocoformer; here they are constants.
 PARAMETERS = {
     "fla-sepreformer-t": 3_680_544,
     "fla-sepreformer-b": 14_085_952,
@@ -20,15 +20,7 @@ PARAMETERS = {
     "fla-tflocoformer-m": 15_071_252 - 16,
     "fla-tflocoformer-l": 22_603_220 - 16,
 }
-MILLIONS = {
-    "sepreformer-t": 3.7,
-    "sepreformer-s": 4.5,
-    "sepreformer-b": 14.2,
-    "sepreformer-m": 17.3,
-    "tflocoformer-s": 5.0,
-    "tflocoformer-m": 15.0,
-    "tflocoformer-l": 22.5,
-}
+MILLIONS = {"sepreformer-t": 3.7, "sepreformer-b": 14.2, "tflocoformer-m": 15.0}
 SMALL = {
     "sepreformer": {
         "n_filters": 16,
