@@ -48,14 +48,14 @@ def test_noise_comes_from_everywhere_and_goes_on_where_a_recording_ends(tmp_path
     for k, n_samples in enumerate((300, 700)):
         ramp = (k + 1) * 0.1 + np.arange(n_samples) * 1e-4
         soundfile.write(tmp_path / f"{k}.wav", ramp, 8000, "FLOAT")
-    store = Noise.load(tmp_path, 8000)
+    store = Noise.load([tmp_path], 8000)
     rng = np.random.default_rng(0)
     starts = [store.draw(rng, 100) for _ in range(200)]
     assert all(len(stretch) == 100 for stretch in starts)
     assert len({float(stretch[0]) for stretch in starts}) > 150
     assert len(store.draw(rng, 5000)) == 5000
     with pytest.raises(ValueError, match="no recordings of noise in"):
-        Noise.load(tmp_path / "nowhere", 8000)
+        Noise.load([tmp_path / "nowhere"], 8000)
 
 
 def test_equalize_colours_and_keeps_the_level_and_the_timing():

@@ -208,7 +208,7 @@ def surroundings(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name in "ab":
         soundfile.write(root / "noise" / f"{name}.wav", 0.1 * rng.standard_normal(9000), 8000, "FLOAT")
-    return {"rooms": str(root / "rooms"), "noise": str(root / "noise")}
+    return {"rooms": str(root / "rooms"), "noise": (str(root / "noise"),)}
 
 
 def ratio_db(signal, rest):
@@ -285,6 +285,33 @@ def test_equalisation_keeps_the_levels_and_the_sum(store):
         assert not torch.equal(coloured, plain)
 
 
+def test_talkers_are_alone_as_often_as_asked_for(store, surroundings):
+    alone = mixing(store, absent_probability=0.3, **surroundings)
+    n_alone, speaking = 0, set()
+    for index in range(200):
+        mixture, sources = alone.example(index)
+        assert mixture.isfinite().all()
+        present = sources.abs().amax(1) > 0
+        if not present.all():
+            n_alone += 1
+            assert present.sum() == 1
+            speaking.add(int(present.int().argmax()))
+    assert n_alone / 200 == pytest.approx(0.3, abs=0.08)
+    assert speaking == {0, 1}
+
+
+def test_rooms_are_simulated_and_the_same_for_the_same_seed(store):
+    config = {"rooms": "simulated", "n_simulated_rooms": 2, "decay_seconds": (0.2, 0.3), **AS_RECORDED}
+    mixture, sources = mixing(store, **config).example(0)
+    again, _ = mixing(store, **config).example(0)
+    assert torch.equal(mixture, again)
+    _, dry = mixing(store, **AS_RECORDED).example(0)
+    for heard, spoken in zip(sources, dry, strict=True):
+        assert_close(heard / heard.abs().max(), spoken / spoken.abs().max(), rtol=1e-3, atol=1e-5)
+    assert 0 < ratio_db(sources.sum(0), mixture - sources.sum(0)) < 25
+    assert not torch.equal(mixing(store, seed=8, **config).example(0)[0], mixture)
+
+
 class Table(torch.utils.data.Dataset):
     def __init__(self, examples):
         self.examples = examples
@@ -307,8 +334,9 @@ def test_workers_make_the_same_mixtures(store, surroundings, n_workers):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"noise_probability": 2}, {"noise_snr_db": (5, 0)}, {"band_limit_hz": (0, 1)}, {"equalization_db": -1}],
-)
+    [{"noise_probability": 2}, {"noise_snr_db": (5, 0)}, {"band_limit_hz": (0, 1)}, {"equalization_db": -1},
+     {"absent_probability": -1}, {"noise": "folder"}, {"n_simulated_rooms": 0}, {"decay_seconds": (2, 1)}],
+)  # fmt: skip
 def test_surroundings_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DynamicMixingConfig(**wrong)
@@ -318,4 +346,4 @@ def test_a_folder_without_rooms_or_noise_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="no room responses in"):
         mixing(store, rooms=str(tmp_path))
     with pytest.raises(ValueError, match="no recordings of noise in"):
-        mixing(store, noise=str(tmp_path))
+        mixing(store, noise=(str(tmp_path),))

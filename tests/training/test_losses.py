@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,30 @@ def noisy_sources(snr_db, seed=0):
 def test_si_snr_loss_is_minus_the_known_ratio_whatever_the_order(order):
     sources, estimates = noisy_sources(snr_db=7.0)
     assert si_snr_loss(3 * estimates[:, order], sources).item() == pytest.approx(-7.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("leak_db", [-200.0, -20.0, 0.0])
+@pytest.mark.parametrize("gain", [1.0, 30.0])
+def test_an_absent_talker_counts_by_how_far_its_estimate_is_below_the_others(leak_db, gain):
+    sources, estimates = noisy_sources(snr_db=7.0)
+    sources[0, 1] = 0
+    present = estimates[0, 0]
+    leak = 10 ** (leak_db / 20) * present.norm() * sources[1, 0] / sources[1, 0].norm()
+    estimates[0] = torch.stack([leak, present])
+    share = 10 ** (leak_db / 10) / (1 + 10 ** (leak_db / 10))
+    below_db = -10 * np.log10(share + 1e-3)
+    found = si_snr_loss(gain * estimates, sources).item()
+    assert found == pytest.approx(-(3 * 7.0 + below_db) / 4, abs=1e-3)
+
+
+def test_the_gradient_of_an_absent_talker_is_finite_and_lowers_its_estimate():
+    sources, estimates = noisy_sources(snr_db=7.0)
+    sources[0, 1] = 0
+    estimates = estimates.float().requires_grad_()
+    for loss in (si_snr_loss, magnitude_loss):
+        (gradient,) = torch.autograd.grad(loss(estimates, sources), estimates)
+        assert gradient.isfinite().all()
+        assert (gradient[0, 1] * estimates[0, 1]).sum() > 0
 
 
 def test_each_mixture_has_its_own_permutation():

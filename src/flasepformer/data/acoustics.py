@@ -3,6 +3,7 @@
 Every filter here is linear and applied to a whole track, so a mixture stays the sum of its parts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,15 +100,20 @@ class Noise:
     store: SpeechStore
 
     @classmethod
-    def load(cls, folder: str | Path, sample_rate: int, cache: str | Path | None = None) -> "Noise":
-        """Decode every recording under a folder; `cache` as in `SpeechStore.load`.
+    def load(
+        cls, folders: Sequence[str | Path], sample_rate: int, cache: str | Path | None = None
+    ) -> "Noise":
+        """Decode every recording under some folders; `cache` as in `SpeechStore.load`.
 
         Raises:
-            ValueError: There is none, or more than 1 % of them are corrupt.
+            ValueError: One holds none, or more than 1 % of them are corrupt.
         """
-        paths = recordings_of(Path(folder))
-        if not paths:
-            raise ValueError(f"no recordings of noise in {folder}")
+        paths = []
+        for folder in folders:
+            found = recordings_of(Path(folder))
+            if not found:
+                raise ValueError(f"no recordings of noise in {folder}")
+            paths += found
         recordings = [Utterance(path, "", 0.0) for path in paths]
         return cls(SpeechStore.load(recordings, sample_rate, cache=cache))
 

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flasepformer.data.acoustics import Noise, equalize, load_rooms, low_pass, rms
+from flasepformer.data.acoustics import Noise, RoomResponse, equalize, load_rooms, low_pass, rms
+from flasepformer.data.simulated_rooms import simulate_rooms
 from flasepformer.data.speech_store import SpeechStore
 
+SIMULATED = "simulated"  # in place of a folder of rooms
 _N_DRAWS = 100  # of one example, before the whole set is held to be silent
 
 
@@ -45,17 +47,23 @@ class DynamicMixingConfig:
     """A crop below this level, against its utterance, is drawn again."""
     equalization_db: float = 0.0
     """Largest slope, and largest shelf at either end, that colours each source; its level stays."""
+    absent_probability: float = 0.0
+    """How often one talker speaks alone and the other sources are silent."""
     rooms: str = ""
-    """Folder of room responses, where a file is a room, and so is a folder of files; empty stays dry. All
-    talkers of a mixture are in one room."""
+    """Folder of room responses, where a file is a room, and so is a folder of files; "simulated" draws rooms
+    as WHAMR! has them, empty stays dry. All talkers of a mixture are in one room."""
+    n_simulated_rooms: int = 200
+    """How many are drawn before the training."""
+    decay_seconds: tuple[float, float] = (0.2, 0.6)
+    """Time in which their reverberation falls by 60 dB."""
     room_probability: float = 1.0
     """How often a mixture is in a room."""
     room_target: Literal["dry", "early"] = "dry"
     """What the sources are then: without the room, or with its early reflections."""
     early_seconds: float = 0.05
     """Reflections that reach the microphone so long after the direct sound are early."""
-    noise: str = ""
-    """Folder with recordings of noise; empty adds none."""
+    noise: tuple[str, ...] = ()
+    """Folders with recordings of noise; none adds none."""
     noise_probability: float = 1.0
     """How often a mixture has noise."""
     noise_snr_db: tuple[float, float] = (0.0, 20.0)
@@ -70,20 +78,26 @@ class DynamicMixingConfig:
             raise ValueError(f"n_sources must be at least 1, got {self.n_sources}")
         if not self.segment_seconds > 0:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}")
-        for name in ("gain_range_db", "speed_range", "pause_seconds", "noise_snr_db", "band_limit_hz"):
+        for name in (
+            "gain_range_db", "speed_range", "pause_seconds", "noise_snr_db", "band_limit_hz", "decay_seconds",
+        ):  # fmt: skip
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must run from low to high, got {(low, high)}")
         if self.speed_range[0] < 0.5 or self.speed_range[1] > 2:
             raise ValueError(f"speed_range must lie within 0.5 to 2, got {self.speed_range}")
         for name in (
-            "fill_probability", "min_filled", "speaker_balance",
+            "fill_probability", "min_filled", "speaker_balance", "absent_probability",
             "room_probability", "noise_probability", "band_limit_probability",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 to 1, got {getattr(self, name)}")
         if not self.band_limit_hz[0] > 0:
             raise ValueError(f"band_limit_hz must be positive, got {self.band_limit_hz}")
+        if isinstance(self.noise, str):
+            raise ValueError(f"noise must be a list of folders, got {self.noise!r}")
+        if self.n_simulated_rooms < 1:
+            raise ValueError(f"n_simulated_rooms must be at least 1, got {self.n_simulated_rooms}")
         for name in ("equalization_db", "early_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -124,7 +138,7 @@ class DynamicMixing:
         weight = amount ** (1 - config.speaker_balance)
         self._speaker_probability = weight / weight.sum()
         self._noise = Noise.load(config.noise, store.sample_rate, cache) if config.noise else None
-        self._rooms = load_rooms(config.rooms, store.sample_rate) if config.rooms else None
+        self._rooms = self._load_rooms() if config.rooms else None
 
     def example(self, index: int) -> tuple[Tensor, Tensor]:
         """Return mixture (time,) and sources (source, time), float32.
@@ -164,6 +178,8 @@ class DynamicMixing:
                 return None
             gain = 10 ** ((config.level_db + rng.uniform(*config.gain_range_db)) / 20)
             source[:] = gain * _fit(speech, self.n_samples)
+        if config.absent_probability and rng.random() < config.absent_probability:
+            sources[np.arange(config.n_sources) != rng.integers(config.n_sources)] = 0
         return sources
 
     def _record(self, rng: np.random.Generator, sources: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
@@ -201,9 +217,17 @@ class DynamicMixing:
             response = room[rng.integers(len(room))]
             heard = response.apply(source)
             target = source if self.config.room_target == "dry" else response.early(n_early).apply(source)
-            level = np.float32(rms(source) / rms(heard))
+            level = np.float32(rms(source) / max(rms(heard), 1e-9))  # an absent talker stays silent
             targets[k], wet[k] = level * target, level * heard
         return targets, wet - targets
+
+    def _load_rooms(self) -> list[list[RoomResponse]]:
+        config, sample_rate = self.config, self.store.sample_rate
+        if config.rooms != SIMULATED:
+            return load_rooms(config.rooms, sample_rate)
+        return simulate_rooms(
+            config.n_simulated_rooms, config.n_sources, config.decay_seconds, sample_rate, seed=self.seed
+        )
 
     def _speech(self, rng: np.random.Generator, indices: list[int], n_samples: int) -> NDArray[np.float32]:
         """Return a random stretch of one speaker: a crop, or utterances in a row with pauses between."""

@@ -90,6 +90,27 @@ def draw_room(rng: np.random.Generator, n_talkers: int, decay_seconds: tuple[flo
     )
 
 
+def simulate_rooms(
+    n_rooms: int, n_talkers: int, decay_seconds: tuple[float, float], sample_rate: int, *, seed: int
+) -> list[list[RoomResponse]]:
+    """Draw rooms with `draw_room` and return the responses of the talkers in each.
+
+    Args:
+        n_rooms: Number of rooms.
+        n_talkers: Talkers, and so responses, in each.
+        decay_seconds: As in `draw_room`.
+        sample_rate: Of the responses, Hz.
+        seed: Another seed, other rooms.
+
+    Raises:
+        ValueError: No room decays so fast.
+        ImportError: The extra "data" is missing.
+    """
+    rng = np.random.default_rng([seed, n_rooms])
+    rooms = (draw_room(rng, n_talkers, decay_seconds) for _ in range(n_rooms))
+    return [[response for _, response in room.responses(sample_rate)] for room in rooms]
+
+
 def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
     x, y, z = (round(float(value), 3) for value in values)
     return x, y, z

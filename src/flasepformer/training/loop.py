@@ -31,6 +31,8 @@ from flasepformer.training.recipe import NEEDS_EXTRA, Recipe, save_recipe
 from flasepformer.training.run_folder import RunFolder, TrainingError, unless_disk_full
 from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
 
+_CLEAN: dict[str, Any] = {"noise": (), "rooms": "", "equalization_db": 0.0, "band_limit_probability": 0.0}
+
 VALID_SEED = 1
 """Of the validation mixtures; the same for every run, so that runs compare."""
 
@@ -419,7 +421,11 @@ def _mixings(recipe: Recipe, cache: str | Path) -> tuple[DynamicMixing, DynamicM
                 f"data.max_corrupt_share {data.max_corrupt_share}; mend them or leave them out"
             )
     valid_config = dataclasses.replace(
-        recipe.mixing, segment_seconds=data.valid_segment_seconds, speed_range=(1.0, 1.0)
+        recipe.mixing,
+        segment_seconds=data.valid_segment_seconds,
+        speed_range=(1.0, 1.0),
+        absent_probability=0.0,  # a silent source has no SI-SNR
+        **(_CLEAN if data.valid_clean else {}),
     )
     return (
         DynamicMixing(stores[0], recipe.mixing, recipe.seed, cache=cache),

@@ -13,14 +13,22 @@ AUXILIARY_HOP = 128
 section 3.4)."""
 
 
+ABSENT_LIMIT_DB = 30.0
+"""An estimate of an absent talker that is so far below the others earns little more; a soft threshold, as in
+Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021."""
+
+
 def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
     """Return minus the mean SI-SNR under the best permutation of each mixture (PIT), in dB.
+
+    In place of a silent source, which has no SI-SNR, stands how far its estimate is below all estimates
+    together.
 
     Args:
         estimates: (batch, source, time).
         sources: Same shape.
     """
-    return _permutation_invariant_loss(si_snr, estimates.float(), sources.float())
+    return _permutation_invariant_loss(si_snr, estimates.float(), sources.float(), _is_silent(sources))
 
 
 def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
@@ -34,7 +42,9 @@ def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
     """
     # Differs from the authors' code, where the scale is that of the waveforms: a head whose phases are wrong
     # has none.
-    return _permutation_invariant_loss(_scale_invariant_snr, _magnitudes(estimates), _magnitudes(sources))
+    return _permutation_invariant_loss(
+        _scale_invariant_snr, _magnitudes(estimates), _magnitudes(sources), _is_silent(sources)
+    )
 
 
 def multi_stage_loss(
@@ -56,11 +66,24 @@ def multi_stage_loss(
 
 
 def _permutation_invariant_loss(
-    metric: Callable[[Tensor, Tensor], Tensor], estimates: Tensor, sources: Tensor
+    metric: Callable[[Tensor, Tensor], Tensor], estimates: Tensor, sources: Tensor, is_silent: Tensor
 ) -> Tensor:
     scores = pairwise(metric, estimates, sources)  # (batch, source_estimate, source)
+    if is_silent.any():
+        scores = torch.where(is_silent.unsqueeze(1), _attenuation(estimates).unsqueeze(2), scores)
     permutation = best_permutation(scores)
     return -scores.gather(1, permutation.unsqueeze(1)).mean()
+
+
+def _is_silent(sources: Tensor) -> Tensor:
+    return sources.abs().amax(-1) == 0  # (batch, source)
+
+
+def _attenuation(estimates: Tensor) -> Tensor:
+    """Return how far each estimate is below all of them together, in dB up to the limit: (batch, source)."""
+    power = estimates.square().mean(-1)
+    total = power.sum(-1, keepdim=True) + torch.finfo(power.dtype).tiny
+    return -10 * (power / total + 10 ** (-ABSENT_LIMIT_DB / 10)).log10()
 
 
 def _scale_invariant_snr(estimates: Tensor, sources: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class SpeechConfig:
     """Fixed mixtures that the model is validated on."""
     valid_segment_seconds: float = 4.0
     """Length of those mixtures, whatever the length that is trained on."""
+    valid_clean: bool = False
+    """Validate on clean speech, even if `mixing` adds noise, rooms, equalization or band limits."""
     n_workers: int = 0
     """Processes that mix; 0 mixes in the training process."""
     max_corrupt_share: float = 0.01
