@@ -211,7 +211,7 @@ def test_any_other_failure_on_the_processor_is_told_as_it_is(linear, mixture):
     model = copy.deepcopy(linear)
     model.feature_projection = nn.Linear(3, 3)
     runner = ModelRunner(model, "cpu", mode="chunks")
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(RuntimeError, match="must match the size of tensor"):
         runner.run(mixture, Plan(way="whole", need=None))
 
 

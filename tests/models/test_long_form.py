@@ -1,6 +1,8 @@
 """A recording in pieces gives the numbers of the whole."""
 
 import resource
+from functools import reduce
+from operator import add
 
 import pytest
 import torch
@@ -26,6 +28,9 @@ VARIANTS = {
     },
     "no value convolution": {"value_kernel_size": 0, "n_stages": 3},
     "published padding": {"pad_end": False},
+    "plain linear attention": {"attention": "linear"},
+    "another power": {"focusing_power": 2},
+    "many channels, as size L": {"n_channels": 136, "n_encoder_blocks": 1, "n_decoder_blocks": 1},
 }
 
 
@@ -49,10 +54,15 @@ def assert_same(estimates, expected):
     assert_close(estimates, expected, rtol=0, atol=rms * (1e-4 if expected.dtype == torch.float32 else 1e-9))
 
 
+def make_pieces(patch, length):
+    patch.setattr(long_sepreformer, "PIECE_LENGTH", length)
+    patch.setattr(long_sepreformer, "PIECE_SIZE", 0)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("piece_length", [16, 62, 100_000])
 def test_pieces_of_any_length_give_the_whole(variant, piece_length, monkeypatch):
-    monkeypatch.setattr(long_sepreformer, "PIECE_LENGTH", piece_length)
+    make_pieces(monkeypatch, piece_length)
     model = build(**VARIANTS[variant]).double()
     mixture = (torch.randn(2, 1003) * torch.tensor([[1.0], [0.1]])).double()
     assert_same(model.separate_in_pieces(mixture), whole(model, mixture))
@@ -64,7 +74,7 @@ def test_a_recording_of_any_length_gives_the_whole(n_samples, half):
     model = build().double()
     mixture = torch.randn(1, n_samples).double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_sepreformer, "PIECE_LENGTH", 2 * half)
+        make_pieces(patch, 2 * half)
         assert_same(model.separate_in_pieces(mixture), whole(model, mixture))
 
 
@@ -92,7 +102,7 @@ def test_frames_in_files_are_the_same_frames(limit, tmp_path):
 
 
 def test_the_memory_in_use_stays_below_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(long_sepreformer, "PIECE_LENGTH", 64)
+    make_pieces(monkeypatch, 64)
     used = []
 
     class Watched(FrameMemory):
@@ -115,6 +125,22 @@ def test_a_full_disk_shows_before_the_work_begins(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.parametrize("limit", [0, None])
+def test_two_pieces_at_a_time_are_the_same_pieces(limit, tmp_path, monkeypatch):
+    make_pieces(monkeypatch, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = build().double()
+        mixture = torch.randn(2, 3001).double()
+        estimates = model.separate_in_pieces(mixture, FrameMemory(limit, tmp_path))
+        assert_same(estimates, whole(model, mixture))
+        again = model.separate_in_pieces(mixture, FrameMemory(limit, tmp_path))
+        assert torch.equal(estimates, again)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_progress_rises_to_one():
     told = []
     build().separate_in_pieces(torch.randn(1, 3000), progress=told.append)
@@ -130,9 +156,7 @@ def test_softmax_attention_says_that_it_cannot():
 
 def test_moments_of_pieces_are_those_of_the_whole():
     x = 100 + torch.randn(2, 1000, 6)
-    moments = Moments()
-    for piece in x.split([1, 499, 500], dim=1):
-        moments.add(piece)
+    moments = reduce(add, map(Moments.of, x.split([1, 499, 500], dim=1)))
     norm = torch.nn.GroupNorm(1, 6, eps=1e-8)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)

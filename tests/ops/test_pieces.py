@@ -41,6 +41,6 @@ def test_pieces_keep_a_wide_result_in_the_cache():
         return piece
 
     with torch.inference_mode():
-        result = map_pieces(note, torch.arange(5000.0)[None, :, None], halo=1, width=256)
+        result = map_pieces(note, torch.arange(5000.0)[None, :, None], halo=1, width=512)
     assert result.flatten().tolist() == list(range(5000))
-    assert lengths == [1024 + 1, *[1024 + 2] * 3, 5000 - 4 * 1024 + 1]  # 2^20 bytes of 256 float32 numbers
+    assert lengths == [1024 + 1, *[1024 + 2] * 3, 5000 - 4 * 1024 + 1]  # 2^21 bytes of 512 float32 numbers

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flasepformer.models import SepReformer, TFLocoformer
 from flasepformer.models.long_form import FrameMemory, Frames
-from flasepformer.models.long_sepreformer import PIECE_LENGTH as SEPREFORMER_PIECE
+from flasepformer.models.long_sepreformer import longest_piece
 from flasepformer.ops import PIECE_LENGTH
 
 SAMPLE_BYTES = 4
@@ -22,8 +22,8 @@ SAMPLE_BYTES = 4
 
 _PROBE_SECONDS = 0.5
 _LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
-# Tensors as wide as the widest that exist at a time while a piece is worked on:
-_SEPREFORMER_LIVE, _TFLOCOFORMER_LIVE, _TF_SOFTMAX_LIVE = 10, 30, 3
+_SEPREFORMER_LIVE = 28  # tensors as large as a piece of the talkers' features that exist at a time
+_TFLOCOFORMER_LIVE, _TF_SOFTMAX_LIVE = 30, 3  # and as large as the widest that a piece turns into
 _SEPREFORMER_ENCODED = 7  # tensors as large as the encoder's output, when a whole recording goes through it
 _SEPREFORMER_BRANCHES = 7  # and as large as the talkers' features
 _TFLOCOFORMER_FEATURES = 1.4  # the same, of all its features: softmax over time takes one bin after another
@@ -99,9 +99,9 @@ def _piece_bytes(model: nn.Module, n_samples: int) -> int:
     config: Any = getattr(model, "config", None)
     n_values = 0
     if isinstance(model, SepReformer):
-        n_frames = min(n_samples // config.hop_length, SEPREFORMER_PIECE + config.local_kernel_size)
-        width = 2 * config.feed_forward_expansion * config.n_channels
-        n_values = _SEPREFORMER_LIVE * config.n_sources * n_frames * width
+        n_frames = min(n_samples // config.hop_length, longest_piece(config) + config.local_kernel_size)
+        n_values = _SEPREFORMER_LIVE * config.n_sources * n_frames * config.n_channels
+        n_values *= torch.get_num_threads()  # each works on a piece of its own
     elif isinstance(model, TFLocoformer):
         n_live = _TF_SOFTMAX_LIVE if config.attention == "softmax" else _TFLOCOFORMER_LIVE
         n_values = n_live * PIECE_LENGTH * 2 * config.feed_forward_channels

@@ -9,8 +9,9 @@ a temporary file once a limit is reached.
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
+from threading import Lock
 from typing import BinaryIO, Protocol
 
 import torch
@@ -52,12 +53,10 @@ class Piece:
         return x[:, self.start - self.first : self.stop - self.first]
 
 
-def read_pieces(source: Source, piece_length: int, halo: int = 0) -> Iterator[Piece]:
-    """Read all frames, piece by piece, each with up to `halo` neighbours on either side."""
-    for start in range(0, source.n_frames, piece_length):
-        stop = min(start + piece_length, source.n_frames)
-        first = max(start - halo, 0)
-        yield Piece(start, stop, first, source.read(first, min(stop + halo, source.n_frames)))
+def read_piece(source: Source, start: int, stop: int, halo: int = 0) -> Piece:
+    """Read the frames from `start` up to `stop` with up to `halo` neighbours on either side."""
+    first = max(start - halo, 0)
+    return Piece(start, stop, first, source.read(first, min(stop + halo, source.n_frames)))
 
 
 class Frames:
@@ -80,7 +79,8 @@ class Frames:
         self._like = like.new_empty(0)
         self._file = file
         self._tensor = None if file else like.new_empty(shape)
-        self._pending: tuple[int, Tensor] | None = None
+        self._lock = Lock()
+        self._pending: deque[tuple[int, Tensor]] = deque()
 
     def read(self, first: int, last: int) -> Tensor:
         """Return the frames from `first` up to `last`, not to be changed in place."""
@@ -89,8 +89,9 @@ class Frames:
             return self._tensor[:, first:last]
         batch, _, channels = self._shape
         stored = torch.empty(last - first, batch, channels, dtype=self._like.dtype)
-        self._file.seek(first * stored[0].nbytes if len(stored) else 0)
-        self._file.readinto(_bytes(stored))  # type: ignore[attr-defined]
+        with self._lock:  # several threads read at a time
+            self._file.seek(first * stored[0].nbytes if len(stored) else 0)
+            self._file.readinto(_bytes(stored))  # type: ignore[attr-defined]
         return stored.transpose(0, 1).to(self._like.device)
 
     def write(self, start: int, value: Tensor) -> None:
@@ -103,16 +104,16 @@ class Frames:
             self._file.seek(start * stored[0].nbytes)
             self._file.write(_bytes(stored))
 
-    def write_behind(self, start: int, value: Tensor) -> None:
-        """Write like `write`, but one piece later, so that the next one still reads what was there before."""
-        self.flush()
-        self._pending = (start, value)
+    def write_behind(self, start: int, value: Tensor, depth: int = 1) -> None:
+        """Write like `write`, but `depth` pieces later, which so still read what was there before."""
+        self._pending.append((start, value))
+        while len(self._pending) > depth:
+            self.write(*self._pending.popleft())
 
     def flush(self) -> None:
-        """Write the piece that `write_behind` has held back."""
-        if self._pending is not None:
-            self.write(*self._pending)
-            self._pending = None
+        """Write the pieces that `write_behind` has held back."""
+        while self._pending:
+            self.write(*self._pending.popleft())
 
     def room(self, like: Tensor) -> "Frames":
         """Return these frames if what is made of them can take their place, else new ones."""
@@ -168,28 +169,40 @@ class FrameMemory:
         return Frames(self, shape, like, None)
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Mean and variance of each recording's features over all frames, added up piece by piece."""
+    """Mean and variance of each recording's features over some frames; those of all add up."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())
+    count: int
+    """Numbers in each recording."""
+    mean: Tensor
+    """(batch,), float64."""
+    squares: Tensor
+    """(batch,), sum of the squared distances from the mean, float64."""
 
-    def add(self, x: Tensor) -> None:
-        """Count the features (batch, some frames, channels) in."""
+    @classmethod
+    def of(cls, x: Tensor) -> "Moments":
+        """Measure features (batch, some frames, channels)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = torch.var_mean(wide, dim=(1, 2), correction=0)
-        n = x[0].numel()
-        self.count += n
-        difference = mean.double() - self.mean.to(x.device)
+        count = x[0].numel()
+        return cls(count, mean.double(), variance.double() * count)
+
+    def __add__(self, other: "Moments") -> "Moments":
         # Chan et al. (1979): no large sums are subtracted from each other.
-        self.squares = self.squares.to(x.device) + n * (variance + difference**2 * (1 - n / self.count))
-        self.mean = self.mean.to(x.device) + difference * (n / self.count)
+        count = self.count + other.count
+        difference, share = other.mean - self.mean, other.count / count
+        squares = self.squares + other.squares + difference**2 * (self.count * share)
+        return Moments(count, self.mean + difference * share, squares)
+
+    def line(self, eps: float) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, (batch, 1, 1) each, that make mean 0 and variance 1."""
+        scale = torch.rsqrt(self.squares / self.count + eps)
+        return scale[:, None, None], (-self.mean * scale)[:, None, None]
 
     def normalize(self, x: Tensor, norm: torch.nn.GroupNorm | GlobalNorm) -> Tensor:
         """Apply a normalisation with one group to features (batch, some frames, channels)."""
-        scale = torch.rsqrt(self.squares / self.count + norm.eps)[:, None, None]
-        shift = -self.mean[:, None, None] * scale
+        scale, shift = self.line(norm.eps)
         wide = torch.promote_types(x.dtype, torch.float32)
-        return ((x * scale.to(wide) + shift.to(wide)) * norm.weight + norm.bias).to(x.dtype)
+        scale, shift = (norm.weight * scale).to(wide), (norm.weight * shift + norm.bias).to(wide)
+        return torch.addcmul(shift, x.to(wide), scale).to(x.dtype)

@@ -10,6 +10,8 @@ copy of the features, which every sweep changes in place. Spectra are made anew 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,9 +97,7 @@ class LongPass:
 
     def _encode(self) -> Pieces:
         """Make the features anew from the waveform."""
-        moments = Moments()
-        for x in self._input_features():
-            moments.add(x.flatten(0, 1)[None])
+        moments = reduce(add, (Moments.of(x.flatten(0, 1)[None]) for x in self._input_features()))
         for x in self._input_features():
             with torch.autocast(x.device.type, enabled=False):
                 normalized = moments.normalize(x.flatten(0, 1)[None], self.model.input_norm)

@@ -23,7 +23,7 @@ from flasepformer.layers import (
 )
 from flasepformer.models.long_form import FrameMemory
 from flasepformer.models.long_sepreformer import LongPass
-from flasepformer.ops import PIECE_LENGTH, KeyValueMeans, map_pieces, overlap_add
+from flasepformer.ops import PIECE_LENGTH, map_pieces, overlap_add
 
 Attention = Literal["focused_linear", "linear", "softmax"]
 """Kinds of attention over the frames of a recording."""
@@ -442,19 +442,6 @@ class GlobalBlock(nn.Module):
         x = self.attention(x) if positions is None else self.attention(x, positions)
         return self.feed_forward(x)
 
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on, beside the means over all of them."""
-        return self.attention.halo + self.feed_forward.halo
-
-    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
-        """Return what some frames (batch, some frames, channels) add to linear attention's means over all."""
-        return self.attention.summarize(x, n_frames)
-
-    def update(self, x: Tensor, means: KeyValueMeans) -> Tensor:
-        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
-        return self.feed_forward(self.attention.update(x, means))
-
 
 class PooledResidualAttention(nn.Module):
     """Residual softmax attention at the resolution of the bottleneck, gated at that of its input (EGA).
@@ -508,11 +495,6 @@ class LocalBlock(nn.Module):
         self.convolution = ConvLocalAttention(config)
         self.feed_forward = GatedConvFeedForward(config)
 
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return self.convolution.halo + self.feed_forward.halo
-
     def forward(self, x: Tensor) -> Tensor:
         return self.feed_forward(self.convolution(x))
 
@@ -528,11 +510,6 @@ class SourceBlock(nn.Module):
         self.n_sources = config.n_sources
         self.attention = FrameAttention(config)
         self.feed_forward = GatedConvFeedForward(config)
-
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return self.feed_forward.halo
 
     def forward(self, x: Tensor) -> Tensor:
         frames = x.unflatten(0, (-1, self.n_sources)).transpose(1, 2)  # (batch, frames, source, channels)

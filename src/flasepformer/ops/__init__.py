@@ -9,13 +9,16 @@ from flasepformer.ops.linear_attention import (
     linear_attention,
     linear_attention_naive,
 )
-from flasepformer.ops.pieces import PIECE_LENGTH, map_pieces
+from flasepformer.ops.pieces import PIECE_LENGTH, cached_frames, map_pieces
 from flasepformer.ops.stft import inverse_stft, stft
+from flasepformer.ops.threads import Threads
 
 __all__ = [
     "PIECE_LENGTH",
     "KeyValueMeans",
+    "Threads",
     "attend_to_means",
+    "cached_frames",
     "focus",
     "inverse_stft",
     "key_value_means",

@@ -8,7 +8,7 @@ from torch import Tensor
 PIECE_LENGTH = 2048
 """Frames in a piece where nothing else is said."""
 
-CACHE_BYTES = 1 << 20
+CACHE_BYTES = 1 << 21
 """Size that an intermediate result may have to stay in the cache of one core."""
 
 
@@ -32,7 +32,7 @@ def map_pieces(
     """
     n_frames, length = x.shape[1], PIECE_LENGTH
     if width is not None:
-        length = max(CACHE_BYTES // (x.shape[0] * width * x.element_size()), 16 * halo, 1)
+        length = max(cached_frames(x, width), 16 * halo)
     if torch.is_grad_enabled() or n_frames <= length:
         return function(x)
     result = None
@@ -45,3 +45,8 @@ def map_pieces(
         result[:, start:stop] = piece
     assert result is not None
     return result
+
+
+def cached_frames(x: Tensor, width: int) -> int:
+    """Return the frames of `width` channels, of the batch and the type of `x`, that the cache holds."""
+    return max(CACHE_BYTES // (x.shape[0] * width * x.element_size()), 1)
