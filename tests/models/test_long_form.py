@@ -29,6 +29,8 @@ VARIANTS = {
     "no value convolution": {"value_kernel_size": 0, "n_stages": 3},
     "published padding": {"pad_end": False},
     "plain linear attention": {"attention": "linear"},
+    "softmax attention": {"attention": "softmax"},
+    "softmax attention without gate, clamped": {"attention": "softmax", "gated": False, "max_distance": 5},
     "another power": {"focusing_power": 2},
     "many channels, as size L": {"n_channels": 136, "n_encoder_blocks": 1, "n_decoder_blocks": 1},
 }
@@ -146,12 +148,6 @@ def test_progress_rises_to_one():
     build().separate_in_pieces(torch.randn(1, 3000), progress=told.append)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
-
-
-def test_softmax_attention_says_that_it_cannot():
-    model = build(attention="softmax")
-    with pytest.raises(ValueError, match="softmax attention cannot be evaluated in pieces"):
-        model.separate_in_pieces(torch.randn(1, 500))
 
 
 def test_moments_of_pieces_are_those_of_the_whole():

@@ -22,11 +22,9 @@ SAMPLE_BYTES = 4
 
 _PROBE_SECONDS = 0.5
 _LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
-_SEPREFORMER_LIVE = 28  # tensors as large as a piece of the talkers' features that exist at a time
+_SEPREFORMER_LIVE = 36  # tensors as large as a piece of the talkers' features that exist at a time
 _TFLOCOFORMER_LIVE, _TF_SOFTMAX_LIVE = 30, 3  # and as large as the widest that a piece turns into
-_SEPREFORMER_ENCODED = 7  # tensors as large as the encoder's output, when a whole recording goes through it
-_SEPREFORMER_BRANCHES = 7  # and as large as the talkers' features
-_TFLOCOFORMER_FEATURES = 1.4  # the same, of all its features: softmax over time takes one bin after another
+_TFLOCOFORMER_FEATURES = 1.4  # as large as all its features: softmax over time takes one bin after another
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Need:
 
 
 def goes_in_pieces(model: nn.Module) -> bool:
-    """Tell whether a model has an exact pass in pieces of time: linear attention has, softmax cannot."""
+    """Tell whether a model takes a recording of any length in pieces: the time of softmax grows too fast."""
     config = getattr(model, "config", None)
     return hasattr(model, "separate_in_pieces") and getattr(config, "attention", "softmax") != "softmax"
 
@@ -49,7 +47,7 @@ def need_in_pieces(model: nn.Module, n_samples: int, frame_bytes: int | None) ->
     """Estimate the exact pass in pieces.
 
     Args:
-        model: One that `goes_in_pieces`.
+        model: One with `separate_in_pieces`.
         n_samples: Length of the mixture at the model's sample rate.
         frame_bytes: Memory for what is kept between two sweeps, the rest goes to files; None sets no limit.
     """
@@ -80,13 +78,9 @@ def need_beside_frames(model: nn.Module, n_samples: int) -> int:
 def need_as_a_whole(model: nn.Module, n_samples: int) -> Need | None:
     """Estimate a forward pass of everything at once; None for a network of no family known here."""
     config: Any = getattr(model, "config", None)
-    if goes_in_pieces(model):
+    if goes_in_pieces(model) or isinstance(model, SepReformer):
         return need_in_pieces(model, n_samples, None)
-    if isinstance(model, SepReformer):
-        n_frames = n_samples / config.hop_length
-        per_frame = _SEPREFORMER_ENCODED * config.n_filters
-        per_frame += _SEPREFORMER_BRANCHES * config.n_sources * config.n_channels
-    elif isinstance(model, TFLocoformer):
+    if isinstance(model, TFLocoformer):
         n_frames = n_samples / config.hop_length
         per_frame = _TFLOCOFORMER_FEATURES * (config.n_fft // 2 + 1) * config.n_channels
     else:

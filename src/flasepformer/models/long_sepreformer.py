@@ -1,13 +1,14 @@
-"""The forward pass of an FLA-SepReformer in pieces of time, with the numbers of the whole.
+"""The forward pass of a SepReformer in pieces of time, with the numbers of the whole.
 
 See `models.long_form` for how, and `models.merged_sepreformer` for what is applied to a piece. All that
 exists for the whole recording are the talkers' skips, each half as long as the one before, and one more
-sequence. On a CPU every core works on a piece of its own.
+sequence. On a CPU every core works on a piece of its own. Softmax attention is computed between two sweeps,
+over the frames of the bottleneck; that is the part whose time grows with the square of the length.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,10 +25,12 @@ from flasepformer.models.merged_sepreformer import (
     MergedGlobalBlock,
     MergedLocalBlock,
     MergedOutput,
+    MergedPooledBlock,
     MergedSourceBlock,
     MergedSourceSplit,
+    PooledFrames,
 )
-from flasepformer.ops import KeyValueMeans, Threads, cached_frames, map_pieces, overlap_add
+from flasepformer.ops import KeyValueMeans, Threads, cached_frames, overlap_add
 
 if TYPE_CHECKING:
     from flasepformer.models.sepreformer import EncoderStage, SepReformer, SepReformerConfig
@@ -42,6 +45,9 @@ PIECE_LENGTH = 2048
 MIN_PIECE_LENGTH = 512
 """Frames to which a piece is cut so that every core has one."""
 
+State = KeyValueMeans | PooledFrames
+"""What a global block needs of the whole recording."""
+
 _Result = TypeVar("_Result")
 
 
@@ -49,7 +55,7 @@ class LongPass:
     """One forward pass.
 
     Args:
-        model: A network with linear attention, in eval mode.
+        model: A network in eval mode.
         mixture: (batch, time), whole frames.
         memory: Room for what is kept between two sweeps.
         progress: Told the share that is done, from 0 to 1, after every piece.
@@ -72,6 +78,8 @@ class LongPass:
         self.n_frames = self.n_encoded + -self.n_encoded % 2**config.n_stages
         self.work, self.work_done = count_work(model, self.n_frames), 0
         self.threads = Threads(mixture.device)
+        n_coarse = self.n_frames // 2**config.n_stages
+        self.positions = None if model.positions is None else model.positions(n_coarse)
 
     def run(self) -> Tensor:
         """Return the estimates (batch * source, time), time as in the mixture."""
@@ -151,17 +159,22 @@ class LongPass:
         output = MergedOutput(self.model, self.dtype)
         waveforms = mixture.new_zeros(mixture.shape[0] * config.n_sources, mixture.shape[1])
 
+        def decode_part(start: int, features: Tensor) -> Tensor:
+            made = output(features)
+            if not config.masking:
+                return made
+            masks = F.relu(made).unflatten(0, (-1, config.n_sources))
+            encoded = self._read_encoded(start, start + features.shape[1]).unsqueeze(1)
+            return output.synthesis(masks.mul_(encoded).flatten(0, 1))
+
         def decode(piece: Piece, y: Tensor) -> Tensor | None:
             stop = min(piece.stop, self.n_encoded)  # the frames that fill up the coarsest one are cut
             if stop <= piece.start:
                 return None
             features = piece.core(y)[:, : stop - piece.start]
-            if config.masking:
-                masks = F.relu(output(features)).unflatten(0, (-1, config.n_sources))
-                encoded = self._read_encoded(piece.start, stop).unsqueeze(1)
-                windows = output.synthesis(masks.mul_(encoded).flatten(0, 1))
-            else:
-                windows = map_pieces(output, features, width=output.width)
+            parts = features.split(cached_frames(features, output.width), dim=1)
+            starts = accumulate((part.shape[1] for part in parts), initial=piece.start)
+            windows = torch.cat([decode_part(*part) for part in zip(starts, parts, strict=False)], dim=1)
             return overlap_add(windows.to(mixture.dtype), config.hop_length)
 
         for piece, samples in self._sweep(blocks, x, decode):
@@ -173,7 +186,7 @@ class LongPass:
     def _run(self, blocks: Iterable[nn.Module], x: Source) -> Frames:
         """Apply blocks and keep what comes out; releases what went in."""
         groups = self._merge(blocks)
-        means: KeyValueMeans | None = self._summarize(groups[0][0], x)
+        means: State | None = self._summarize(groups[0][0], x)
         for group, following in pairwise([*groups, [None]]):
             x, means = self._update(group, means, x, following[0])
         assert isinstance(x, Frames)
@@ -199,7 +212,7 @@ class LongPass:
             Each piece, and what was made of it.
         """
         groups = self._merge(blocks)
-        means: KeyValueMeans | None = self._summarize(groups[0][0], x)
+        means: State | None = self._summarize(groups[0][0], x)
         for group, following in pairwise(groups):
             x, means = self._update(group, means, x, following[0])
         yield from self._apply(groups[-1], means, x, then, margin)
@@ -207,24 +220,33 @@ class LongPass:
 
     def _merge(self, blocks: Iterable[nn.Module]) -> list[list[Any]]:
         """Return the blocks merged, in groups of a global one and the local ones after it."""
-        return [[merge(block, self.dtype) for block in group] for group in split_at_global(blocks)]
+        return [[self._merge_block(block) for block in group] for group in split_at_global(blocks)]
 
-    def _summarize(self, block: MergedGlobalBlock, x: Source) -> KeyValueMeans:
+    def _merge_block(self, block: Any) -> Any:
+        """Merge one block; they are told apart by what they have."""
+        if not is_global(block):
+            merged = MergedLocalBlock if hasattr(block, "convolution") else MergedSourceBlock
+            return merged(block, self.dtype)
+        if self.positions is not None:
+            return MergedPooledBlock(block, self.dtype, self.positions)
+        return MergedGlobalBlock(block, self.dtype)
+
+    def _summarize(self, block: Any, x: Source) -> State:
         parts = self._map(x, lambda piece: block.summarize(piece.frames, x.n_frames))
         return reduce(add, (part for _, part in parts))
 
     def _update(
         self,
         group: list[Any],
-        means: KeyValueMeans | None,
+        means: State | None,
         x: Source,
-        following: MergedGlobalBlock | None,
-    ) -> tuple[Frames, KeyValueMeans | None]:
+        following: Any,
+    ) -> tuple[Frames, State | None]:
         """Apply a group of blocks, keep what comes out, and summarize it for the block that follows."""
         kept: Frames | None = None
         parts = []
 
-        def cut(piece: Piece, y: Tensor) -> tuple[Tensor, KeyValueMeans | None]:
+        def cut(piece: Piece, y: Tensor) -> tuple[Tensor, State | None]:
             core = piece.core(y)
             return core, None if following is None else following.summarize(core, x.n_frames)
 
@@ -241,7 +263,7 @@ class LongPass:
     def _apply(
         self,
         group: list[Any],
-        means: KeyValueMeans | None,
+        means: State | None,
         x: Source,
         then: Callable[[Piece, Tensor], _Result],
         margin: int = 0,
@@ -252,7 +274,7 @@ class LongPass:
         apply_block = block.given(means)
 
         def apply(piece: Piece) -> tuple[int, _Result]:
-            y = apply_block(piece.frames)
+            y = apply_block(piece.frames, piece.first)
             for other in others:
                 y = other(y)
             return y.shape[0], then(piece, y)
@@ -276,12 +298,12 @@ class LongPass:
         yield from self.threads.map(read_and_apply, range(0, x.n_frames, length))
 
     def _piece_length(self, n_frames: int) -> int:
-        """Return an even number of frames, so that a piece stays one when the frame rate is halved."""
+        """Return the frames of a piece, such that it begins at a frame of every stage."""
         n_threads = self.threads.n_threads
         n_pieces = ceil(n_frames / longest_piece(self.model.config))
         shared = ceil(n_pieces / n_threads) * n_threads  # so that no core has nothing to do
         length = ceil(n_frames / (shared if n_frames >= shared * MIN_PIECE_LENGTH else n_pieces))
-        return length + length % 2
+        return length + -length % 2**self.model.config.n_stages
 
 
 def longest_piece(config: "SepReformerConfig") -> int:
@@ -295,15 +317,6 @@ def _computing_type(mixture: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return mixture.dtype
-
-
-def merge(block: Any, dtype: torch.dtype) -> MergedGlobalBlock | MergedLocalBlock | MergedSourceBlock:
-    """Merge a block of the network; they are told apart by what they have."""
-    if is_global(block):
-        return MergedGlobalBlock(block, dtype)
-    if hasattr(block, "convolution"):
-        return MergedLocalBlock(block, dtype)
-    return MergedSourceBlock(block, dtype)
 
 
 def is_global(block: nn.Module) -> bool:

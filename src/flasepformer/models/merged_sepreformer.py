@@ -1,4 +1,4 @@
-"""The blocks of an FLA-SepReformer as a long recording goes through them: merged, with the same numbers.
+"""The blocks of a SepReformer as a long recording goes through them: merged, with the same numbers.
 
 Outside the training a gain, a scale or a batch normalisation is a constant, so it belongs into the weights of
 the projection beside it. What is left are matrix products and as few passes over the frames as there can be:
@@ -8,6 +8,7 @@ Everything here is made anew for every forward pass, from the weights as they ar
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,13 +140,67 @@ class MergedGlobalBlock:
         """Return what some frames (batch, some frames, channels) add to the means over all `n_frames`."""
         return self.attention.summarize(x, n_frames)
 
-    def given(self, means: KeyValueMeans) -> Callable[[Tensor], Tensor]:
+    def given(self, means: KeyValueMeans) -> Callable[[Tensor, int], Tensor]:
         """Return the block for a recording with these means, to be applied to frames of it.
 
-        The first and last `halo` frames of what it is applied to need their neighbours.
+        It takes (batch, some frames, channels), of which the first and last `halo` need their neighbours, and
+        the number of the first of them.
         """
         attend = self.attention.given(means)
-        return lambda x: self.feed_forward(attend(x))
+        return lambda x, first: self.feed_forward(attend(x))
+
+
+@dataclass(frozen=True)
+class PooledFrames:
+    """All the global state of softmax attention at the resolution of the bottleneck, or a part of it."""
+
+    parts: tuple[Tensor, ...]
+    """(batch, some frames of the bottleneck, channels) each, in their order."""
+
+    def __add__(self, other: "PooledFrames") -> "PooledFrames":
+        return PooledFrames((*self.parts, *other.parts))
+
+
+class MergedPooledBlock:
+    """`sepreformer.GlobalBlock` with softmax attention.
+
+    Args:
+        block: The block.
+        dtype: Type to compute in.
+        positions: As `RelativePositions` gives them for all frames of the bottleneck.
+    """
+
+    def __init__(self, block: "sepreformer.GlobalBlock", dtype: torch.dtype, positions: Tensor) -> None:
+        pooled = block.attention
+        self.pooled, self.rate, self.positions, self.dtype = pooled, pooled.rate, positions, dtype
+        self.gate: Projection | None = None
+        if pooled.gate is not None:
+            self.gate_norm, gate = pooled.gate
+            self.gate = Projection.of(gate, dtype, before=self.gate_norm)
+        self.feed_forward = MergedFeedForward(block.feed_forward, dtype)
+        self.halo = self.feed_forward.halo
+
+    def summarize(self, x: Tensor, n_frames: int) -> PooledFrames:
+        """Return the pooled frames of (batch, some frames, channels), which begin with a whole one."""
+        return PooledFrames((x.unflatten(1, (-1, self.rate)).mean(dim=2),))
+
+    def given(self, pooled: PooledFrames) -> Callable[[Tensor, int], Tensor]:
+        """Return the block for a recording with these pooled frames; see `MergedGlobalBlock.given`."""
+        frames = torch.cat(pooled.parts, dim=1)
+        with torch.autocast(frames.device.type, self.dtype, enabled=self.dtype != frames.dtype):
+            attended = self.pooled.attention(self.pooled.norm(frames), self.positions)
+        attended = self.pooled.scale(attended).to(frames.dtype)
+        return lambda x, first: self.feed_forward(self._update(x, first, attended))
+
+    def _update(self, x: Tensor, first: int, attended: Tensor) -> Tensor:
+        last = first + x.shape[1]
+        own = attended[:, first // self.rate : (last - 1) // self.rate + 1].repeat_interleave(
+            self.rate, dim=1
+        )
+        own = own[:, first % self.rate :][:, : x.shape[1]]
+        if self.gate is None:
+            return x + own
+        return torch.addcmul(x, own, self.gate(layer_norm(x, self.gate_norm)).sigmoid_().to(x.dtype))
 
 
 class MergedAttention:
@@ -438,7 +493,7 @@ class MergedOutput:
             if model.config.masking
             else Projection(synthesis @ contract.weight, synthesis @ contract.bias, dtype)
         )
-        self.width: int = expand.out_features
+        self.width: int = max(expand.out_features, contract.out_features)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.contract(F.glu(self.expand(x)))

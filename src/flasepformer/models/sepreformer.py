@@ -23,7 +23,7 @@ from flasepformer.layers import (
 )
 from flasepformer.models.long_form import FrameMemory
 from flasepformer.models.long_sepreformer import LongPass
-from flasepformer.ops import PIECE_LENGTH, map_pieces, overlap_add
+from flasepformer.ops import map_pieces, overlap_add
 
 Attention = Literal["focused_linear", "linear", "softmax"]
 """Kinds of attention over the frames of a recording."""
@@ -210,7 +210,7 @@ class SepReformer(nn.Module):
         return self.config.n_sources
 
     def forward(self, mixture: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled() or self.config.attention == "softmax":
+        if self.training or torch.is_grad_enabled():
             return self._separate(mixture, auxiliary=False)[0]
         return self.separate_in_pieces(mixture)
 
@@ -241,13 +241,9 @@ class SepReformer(nn.Module):
             progress: Told the share that is done, from 0 to 1, after every piece.
 
         Returns:
-            The estimates (batch, source, time), as the whole at once gives them in eval mode.
-
-        Raises:
-            ValueError: If the attention is softmax, which has no small state to carry from piece to piece.
+            The estimates (batch, source, time), as the whole at once gives them in eval mode. With softmax
+            attention the memory is linear in the length too, but the time is not.
         """
-        if self.config.attention == "softmax":
-            raise ValueError("softmax attention cannot be evaluated in pieces: every frame needs all others")
         normalized, deviation = self._normalize(mixture)
         long_pass = LongPass(self, self._pad(normalized), memory or FrameMemory(), progress)
         return self._trim(long_pass.run(), mixture.shape[-1]) * deviation
@@ -470,14 +466,6 @@ class PooledResidualAttention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         pooled = x.unflatten(1, (-1, self.rate)).mean(dim=2)
         attended = self.scale(self.attention(self.norm(pooled), positions))
-        if torch.is_grad_enabled():
-            return self._add(x, attended)
-        pieces = zip(
-            x.split(PIECE_LENGTH, dim=1), attended.split(PIECE_LENGTH // self.rate, dim=1), strict=True
-        )
-        return torch.cat([self._add(*piece) for piece in pieces], dim=1)
-
-    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
         attended = attended.repeat_interleave(self.rate, dim=1)
         if self.gate is not None:
             attended = torch.sigmoid(self.gate(x)) * attended
