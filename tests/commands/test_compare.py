@@ -57,6 +57,24 @@ def test_the_table_is_for_people(tables):
     assert lines[2][:3] == ["SI-SNRi", "12", "+0.25"]
     assert lines[2][-1] == "75.0%"
     assert lines[5] == ["m9", "-2.00"]
+    assert lines[-1] == ["first:", "first;", "second:", "second"]
+
+
+def test_two_modes_of_one_model_are_told_apart(tables, tmp_path):
+    folders = []
+    for path, separation in zip(
+        tables, ({"mode": "whole"}, {"mode": "chunks", "chunk_seconds": 30.0}), strict=True
+    ):
+        folders.append(tmp_path / path.stem)
+        folders[-1].mkdir()
+        (folders[-1] / "scores.csv").write_bytes(path.read_bytes())
+        facts = {"model": {"name": "default"}, "separation": separation}
+        (folders[-1] / "summary.json").write_text(json.dumps(facts))
+    result = run(*folders, "--out", tmp_path / "out")
+    assert "first: default, whole; second: default, chunks of 30 s" in result.stdout
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert content["separation"]["first"] == {"mode": "whole"}
+    assert content["separation"]["second"] == {"mode": "chunks", "chunk_seconds": 30.0}
 
 
 def test_a_folder_takes_the_comparison_with_its_picture(tables, tmp_path):
@@ -108,5 +126,6 @@ def test_what_is_no_table_and_no_place_to_write(tables, tmp_path, monkeypatch):
     assert (result.exit_code, "it is a file" in result.stderr) == (3, True)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run(*tables, "--out", tmp_path / "out")
+    result = run(*tables, "--out", tmp_path / "new/out")
+    assert not (tmp_path / "new").exists()
     assert (result.exit_code, 'pip install "flasepformer[demo]"' in result.stderr) == (3, True)

@@ -78,6 +78,47 @@ def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp
     assert "torchmetrics" in summary["versions"]
 
 
+def test_a_mode_is_that_of_separate_and_the_summary_says_which(checkpoint, tmp_path):
+    """Three seconds in chunks of two, with one in common: other scores than those of the whole."""
+    rng, sets = np.random.default_rng(0), tmp_path / "long"
+    sources = 0.1 * rng.standard_normal((2, 24000))
+    for name, waveform in (("mix", sources.sum(0)), ("s1", sources[0]), ("s2", sources[1])):
+        (sets / name).mkdir(parents=True)
+        soundfile.write(sets / name / "a.wav", waveform, 8000, "FLOAT")
+    short = ("--chunk-seconds", 2, "--overlap-seconds", 1)
+    scores = {}
+    for options in ((), ("--mode", "whole"), ("--mode", "chunks", *short), ("--mode", "auto", *short)):
+        out = tmp_path / "-".join(map(str, options)) / "results"
+        result = run(checkpoint, sets, "--no-sdr", "--memory", "4G", "--out", out, *options)
+        if not options:
+            assert (result.exit_code, "need a --mode" in result.stderr) == (2, True)
+            result = run(checkpoint, sets, "--no-sdr", "--out", out)
+        assert result.exit_code == 0, result.output
+        scores[options[1:2]] = json.loads((out / "summary.json").read_text())["mean"]["si_snr"]
+    assert json.loads((out / "summary.json").read_text())["separation"] == {
+        "mode": "auto", "memory": "4G", "chunk_seconds": 2.0, "overlap_seconds": 1.0,
+    }  # fmt: skip
+    assert "mode: auto" in result.stdout
+    assert scores["whole",] == scores["auto",] != scores["chunks",]
+    assert scores["whole",] == pytest.approx(scores[()], abs=1)
+    described = json.loads(run(checkpoint, sets, "--no-sdr", "--json", "--out", tmp_path / "json").stdout)
+    assert described["separation"] == {"mode": "network"}
+
+
+def test_a_warning_names_its_mixture(checkpoint, tmp_path):
+    """Nobody speaks for longer than a chunk, so that nothing tells which track goes on afterwards."""
+    voices, sources = 0.1 * np.random.default_rng(0).standard_normal((2, 4000)), np.zeros((2, 24000))
+    sources[:, :4000], sources[:, -4000:] = voices, -voices  # no offset, which would be no silence
+    for name, waveform in (("mix", sources.sum(0)), ("s1", sources[0]), ("s2", sources[1])):
+        (tmp_path / "long" / name).mkdir(parents=True)
+        soundfile.write(tmp_path / "long" / name / "a.wav", waveform, 8000, "FLOAT")
+    options = ("--mode", "chunks", "--chunk-seconds", 1, "--overlap-seconds", 0.1)
+    result = run(checkpoint, tmp_path / "long", "--no-sdr", "--out", tmp_path / "results", *options)
+    assert result.exit_code == 0
+    assert "warning: a: two talkers may have changed tracks at " in result.stderr
+    assert "mode: chunks of 1 s" in result.stdout
+
+
 def test_more_metrics_by_name(checkpoint, mixtures, tmp_path):
     options = ("--metrics", "sir, confusion", "--no-sdr", "--json")
     result = run(checkpoint, mixtures, "--out", tmp_path / "results", *options)
@@ -121,6 +162,17 @@ def test_one_bad_mixture_exits_with_1_and_the_other_is_scored(checkpoint, mixtur
     assert good.startswith("b,0.500,")
 
 
+def test_results_of_nothing_but_failures_are_shown_and_can_be_reported(checkpoint, mixtures, tmp_path):
+    for file in (mixtures / "mix_clean").iterdir():
+        file.write_bytes(b"")
+    result = run(checkpoint, mixtures, "--out", tmp_path / "results", "--no-sdr")
+    assert (result.exit_code, "nan" in result.stdout) == (1, False)
+    page = tmp_path / "page.html"
+    words = ["report", str(tmp_path / "results"), "--out", str(page), "--examples", "0"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert ("empty file" in page.read_text(), "nan" in page.read_text()) == (True, False)
+
+
 def test_wrong_usage_exits_with_2(checkpoint, mixtures, tmp_path):
     options = ("--model", checkpoint, "--no-sdr", "--out", tmp_path / "results")
     (tmp_path / "list.csv").write_text("path,speaker\na.wav,a\n")
@@ -129,7 +181,23 @@ def test_wrong_usage_exits_with_2(checkpoint, mixtures, tmp_path):
     assert run("default", mixtures, *options).exit_code == 2  # two models
     assert run("--mixtures", tmp_path / "list.csv", *options).exit_code == 2
     assert run("--mixtures", mixtures / "s1", *options).exit_code == 2  # a folder without mixtures
-    assert not (tmp_path / "results/scores.csv").exists()
+    assert run("--mixtures", mixtures, *options, "--memory", "4G").exit_code == 2  # without a mode
+    in_a_mode = ("--mixtures", mixtures, *options, "--mode", "auto")
+    assert run(*in_a_mode, "--memory", "much").exit_code == 2
+    assert run(*in_a_mode, "--overlap-seconds", 16).exit_code == 2  # more than half a chunk
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_is_refused_leaves_the_place_for_results_as_it_was(checkpoint, mixtures, tmp_path):
+    new, old = tmp_path / "new" / "deep" / "results", tmp_path / "old"
+    old.mkdir()
+    for out in (new, old):
+        options = ("--mixtures", mixtures, "--out", out)
+        assert run(*options, "--model", "no-such-model").exit_code == 3
+        assert run(*options, "--model", checkpoint, "--metrics", "wer").exit_code == 2
+    assert not (tmp_path / "new").exists()
+    assert list(old.iterdir()) == []
+    assert run("--model", checkpoint, "--mixtures", mixtures, "--no-sdr", "--out", new).exit_code == 0
 
 
 def test_results_that_exist_are_kept_unless_told_otherwise(checkpoint, mixtures, tmp_path):
@@ -159,7 +227,7 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
     )
     assert done.returncode == 3
     assert 'pip install "flasepformer[evaluation]"' in done.stderr
-    assert list((tmp_path / "results").iterdir()) == []
+    assert not (tmp_path / "results").exists()
 
 
 def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
@@ -173,4 +241,4 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_pat
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, "interrupted; the same command goes on where it was" in errors) == (130, True)
-    assert list((tmp_path / "results").iterdir()) == []
+    assert not (tmp_path / "results").exists()

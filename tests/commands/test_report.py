@@ -1,4 +1,5 @@
 import base64
+import csv
 import html
 import io
 import json
@@ -143,6 +144,48 @@ def test_another_model_than_was_evaluated_is_refused(place):
     options = ("--model", place / "second", "--out", place / "other.html", "--device", "cpu")
     result = run("report", place / "first-results", *options)
     assert (result.exit_code, "not those that were evaluated" in " ".join(result.stderr.split())) == (2, True)
+
+
+def test_examples_are_separated_in_the_mode_of_the_evaluation(place):
+    """The network is given other levels than in a mode, so that other scores come out."""
+    options = ("--no-sdr", "--mode", "whole", "--out", place / "whole-results")
+    assert run("evaluate", place / "first", place / "tt", *options, "--device", "cpu").exit_code == 0
+    pages, scores = {}, {}
+    for name in ("first", "whole"):
+        results = place / f"{name}-results"
+        out = place / f"{name}-mode.html"
+        result = run("report", results, "--out", out, "--examples", 4, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        pages[name] = Page(out.read_text()).text
+        with (results / "scores.csv").open() as file:
+            scores[name] = [float(row["SI-SNRi_1"]) for row in csv.DictReader(file)]
+    assert "first, whole" in pages["whole"]
+    assert "mode: whole" in pages["whole"]
+    assert "mode: network" in pages["first"]
+    for name, other in (("first", "whole"), ("whole", "first")):
+        for own, foreign in zip(scores[name], scores[other], strict=True):
+            assert f"SI-SNRi {own:.2f} dB" in pages[name]
+            assert f"SI-SNRi {foreign:.2f} dB" not in pages[name]
+
+
+def test_the_place_for_the_page_is_checked_before_any_work(place):
+    (place / "file").write_text("in the way")
+    unloadable = ("--model", "no-such-model", "--device", "cpu")
+    for out, reason in (
+        (place / "file/report.html", "it is a file"),
+        (place / "file/a/b.html", "Not a directory"),
+    ):
+        result = run("report", place / "first-results", "--out", out, *unloadable)
+        assert (result.exit_code, reason in result.stderr) == (3, True), result.stderr
+    folder = run("report", place / "first-results", "--out", place / "tt", "--overwrite", *unloadable)
+    assert (folder.exit_code, "is a folder" in folder.stderr) == (2, True)
+    refused = run("report", place / "first-results", "--out", place / "new/deep/report.html", *unloadable)
+    assert (refused.exit_code, "no-such-model" in refused.stderr) == (3, True)
+    assert not (place / "new").exists()
+    assert (
+        run("report", place / "first-results", "--out", place / "new/report.html", "--examples", 0).exit_code
+        == 0
+    )
 
 
 def test_pages_that_exist_and_places_that_cannot_be_written(place):

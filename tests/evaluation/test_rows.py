@@ -54,6 +54,12 @@ def test_a_table_gives_the_same_summary_as_the_evaluation_did(checkpoint, mixtur
     assert stored.facts["mean"] == result.summary().mean
 
 
+def test_a_table_in_which_all_failed_is_one_still(tmp_path):
+    write_scores(tmp_path / "scores.csv", ROWS[2:])
+    (broken,) = read_scores(tmp_path / "scores.csv")
+    assert (broken.name, broken.error, broken.scores) == ("broken", "it is HTML", {})
+
+
 def test_a_table_of_before_this_version_is_read(tmp_path):
     (tmp_path / "old.csv").write_text(
         "name,seconds,compute_seconds,SI-SNR,SI-SNR_1,SI-SNR_2,SI-SNRi,SI-SNRi_1,SI-SNRi_2\n"

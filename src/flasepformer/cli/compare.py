@@ -9,6 +9,7 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result
 from flasepformer.cli.evaluate import aligned
+from flasepformer.cli.places import check_place
 
 
 def compare(
@@ -33,6 +34,8 @@ def compare(
     if out is not None and (out / "comparison.json").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'comparison.json'} exists; give --overwrite, or another --out")
     try:
+        if out is not None:
+            check_place(out)
         results = [load_result(path) for path in (first, second)]
         differences = take_difference(results[0].rows, results[1].rows)
         if out is not None:
@@ -62,5 +65,6 @@ def compare(
         rows = [["DIFFER MOST", "SI-SNRi"], *([name, f"{value:+.2f}"] for name, value in largest)]
         for line in ["", *aligned(rows)]:
             print_result(line)
+    print_result(f"first: {results[0].label}; second: {results[1].label}")
     if out is not None:
         print_result(str(out))

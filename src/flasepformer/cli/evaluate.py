@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.places import check_place
 
 if TYPE_CHECKING:
     from flasepformer.evaluation import EvaluationResult, Summary
+    from flasepformer.inference import RunOptions
 
 JOURNAL_FILE = "scores.partial.jsonl"
 MIXTURES_PER_JOB = 8  # fewer are done sooner than another process starts
@@ -43,6 +45,27 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Processes, of one thread each; all cores by default, one on a GPU."),
     ] = None,
+    mode: Annotated[
+        Literal["auto", "whole", "chunks"] | None,
+        typer.Option(
+            help="Separate every mixture as `flasepformer separate` does a recording: whole, in overlapping "
+            "chunks, or what fits. By default it goes straight through the network, as in published results.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="With --mode: most memory for a recording, such as 800M or 4G; by default half of what is "
+            "free, over the number of jobs."
+        ),
+    ] = None,
+    chunk_seconds: Annotated[
+        float | None, typer.Option(min=1.0, help="With --mode: length of a chunk. [default: 30]")
+    ] = None,
+    overlap_seconds: Annotated[
+        float | None, typer.Option(help="With --mode: what two chunks have in common. [default: 5]")
+    ] = None,
     mix_dir: Annotated[
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
@@ -58,7 +81,7 @@ def evaluate(
 ) -> None:
     """Separate mixtures with known sources and score the estimates: SI-SNR, SDR and their improvements.
 
-    confusion is the share of the time in which a talker is in the wrong track, for conversations; leakage the
+    confusion is the share of the talking time that is in the wrong track, for conversations; leakage the
     level of the other tracks, for recordings of a single talker. An evaluation that was cut short goes on
     where it was.
 
@@ -72,12 +95,14 @@ def evaluate(
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
+    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds)
 
+    from flasepformer.evaluation import describe_run, label_run
     from flasepformer.inference import DeviceError, OutputError
     from flasepformer.models import CheckpointError
 
     try:
-        result, table = _score(name, path, wanted, out, limit, jobs, mix_dir, device, overwrite)
+        result, table = _score(name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite)
     except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
@@ -88,11 +113,17 @@ def evaluate(
         raise typer.Exit(130) from None
     for mixture, reason in result.failures:
         print_message(f"error: {mixture}: {reason}")
+    for row in result.rows:
+        if row.warnings:
+            print_message(f"warning: {row.name}: {row.warnings}")
     if as_json:
-        print_result(json.dumps(result.as_dict(), indent=2))
+        content = {"separation": describe_run(run_options), **result.as_dict()}
+        print_result(json.dumps(content, indent=2))
     else:
         for line in _table(result):
             print_result(line)
+        if way := label_run(describe_run(run_options)):
+            print_result(f"mode: {way}")
         print_result(str(table))
     raise typer.Exit(1 if result.failures else 0)
 
@@ -103,12 +134,29 @@ def _either(argument: Any, option: Any, name: str) -> Any:
     return option if argument is None else argument
 
 
+def _run_options(
+    mode: Literal["auto", "whole", "chunks"] | None,
+    memory: str | None,
+    chunk_seconds: float | None,
+    overlap_seconds: float | None,
+) -> "RunOptions | None":
+    if mode is None:
+        if (memory, chunk_seconds, overlap_seconds) != (None, None, None):
+            raise typer.BadParameter("--memory, --chunk-seconds and --overlap-seconds need a --mode")
+        return None
+    return {
+        "mode": mode, "memory": memory, "chunk_seconds": 30.0 if chunk_seconds is None else chunk_seconds,
+        "overlap_seconds": 5.0 if overlap_seconds is None else overlap_seconds,
+    }  # fmt: skip
+
+
 def _score(
     name: str,
     path: Path,
     metrics: list[str],
     out: Path,
     limit: int | None,
+    run_options: "RunOptions | None",
     jobs: int | None,
     mix_dir: str | None,
     device: str,
@@ -116,12 +164,11 @@ def _score(
 ) -> tuple["EvaluationResult", Path]:
     """Evaluate and write the results; return them with the path of the table."""
     from flasepformer.data import open_mixtures
-    from flasepformer.evaluation import check_metrics, describe_set, versions, weights_digest
+    from flasepformer.evaluation import check_metrics, describe_run, describe_set, versions, weights_digest
     from flasepformer.evaluation import evaluate as score
-    from flasepformer.inference import Separator, growing_folder
+    from flasepformer.inference import Separator
 
-    with growing_folder(out):  # before any work: can anything be written there?
-        pass
+    check_place(out)
     check_metrics(metrics)
     separator = Separator.from_pretrained(name, device)
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
@@ -132,11 +179,13 @@ def _score(
     if overwrite:
         journal.unlink(missing_ok=True)
     result = score(
-        separator, mixtures, metrics=metrics, limit=limit, jobs=jobs, journal=journal, progress=True
-    )
+        separator, mixtures, metrics=metrics, limit=limit, run_options=run_options, jobs=jobs,
+        journal=journal, progress=True,
+    )  # fmt: skip
     table, _ = result.write(
         out,
         model={**separator.description, "weights_sha256": weights_digest(separator.model)},
+        separation=describe_run(run_options),
         mixtures=str(path),
         set={**describe_set(mixtures, path), "mix_dir": mix_dir, "limit": limit},
         command=shlex.join(["flasepformer", *sys.argv[1:]]),
@@ -184,7 +233,8 @@ def _line(label: str, summary: "Summary") -> list[str]:
     means = [summary.mean.get(metric, math.nan) for metric in ("si_snr_improvement", "sdr_improvement")]
     scores = [*means, summary.median.get("si_snr_improvement", math.nan)]
     worse = "" if math.isnan(summary.share_worse) else f"{summary.share_worse:.1%}"
-    return [label, str(summary.n_mixtures), *map(_decibels, scores), worse, f"{summary.real_time_factor:.3f}"]
+    factor = "" if math.isnan(summary.real_time_factor) else f"{summary.real_time_factor:.3f}"
+    return [label, str(summary.n_mixtures), *map(_decibels, scores), worse, factor]
 
 
 def _decibels(value: float) -> str:

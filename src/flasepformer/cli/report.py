@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.places import check_place
 
 if TYPE_CHECKING:
     from flasepformer.evaluation import Example, StoredResult
@@ -41,22 +42,25 @@ def report(
     """Make one HTML page of one evaluation, or of several of the same mixtures.
 
     The page holds everything itself and opens without a network. For the examples, the models separate a few
-    mixtures again; --examples 0 leaves them out.
+    mixtures again, in the mode of the evaluation; --examples 0 leaves them out.
 
     Exit codes: 0 done, 2 wrong usage, 3 no usable model, device, disk or package, 130 interrupted.
     """
     from flasepformer.evaluation import load_result, write_report
-    from flasepformer.inference import DeviceError
+    from flasepformer.inference import DeviceError, OutputError
     from flasepformer.models import CheckpointError
 
+    if out.is_dir():
+        raise typer.BadParameter(f"{out} is a folder; name a file with --out")
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; give --overwrite, or another --out")
     try:
+        check_place(out.parent)
         stored = [load_result(path) for path in results]
         shown = _examples(stored, examples, model or [], mixtures, mix_dir, device) if examples else []
         out.parent.mkdir(parents=True, exist_ok=True)
         write_report(out, stored, shown)
-    except (CheckpointError, DeviceError, ImportError) as error:
+    except (CheckpointError, DeviceError, ImportError, OutputError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
     except ValueError as error:
@@ -104,6 +108,5 @@ def _examples(
             )
     mix_dir = mix_dir or results[0].facts.get("set", {}).get("mix_dir")
     mixture_set = open_mixtures(path, separators[0].sample_rate, mix_dir)
-    return make_examples(
-        choose_examples([result.rows for result in results], n_each), separators, mixture_set
-    )
+    chosen = choose_examples([result.rows for result in results], n_each)
+    return make_examples(chosen, separators, mixture_set, [result.run_options for result in results])

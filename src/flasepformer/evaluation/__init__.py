@@ -17,6 +17,7 @@ from flasepformer.evaluation.provenance import describe_set, versions, weights_d
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
+from flasepformer.evaluation.separating import describe_run, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import EvaluationResult, Summary
@@ -36,8 +37,10 @@ __all__ = [
     "choose_examples",
     "compare",
     "comparison_as_dict",
+    "describe_run",
     "describe_set",
     "evaluate",
+    "label_run",
     "load_result",
     "make_examples",
     "read_scores",

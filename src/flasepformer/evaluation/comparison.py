@@ -88,11 +88,13 @@ def write_comparison(folder: str | Path, first: StoredResult, second: StoredResu
     content = {
         "first": first.facts.get("model", first.label),
         "second": second.facts.get("model", second.label),
+        "separation": {"first": first.separation, "second": second.separation},
     }
     content |= comparison_as_dict(differences)
+    picture = scatter_plot(first, second)
     with growing_folder(folder) as growing:
         _write_differences(growing / "differences.csv", first.rows, differences)
-        (growing / "scatter.png").write_bytes(scatter_plot(first, second))
+        (growing / "scatter.png").write_bytes(picture)
         (growing / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for path in sorted(
             growing.iterdir(), reverse=True

@@ -4,20 +4,22 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from flasepformer.data import Mixture, MixtureSet
+from flasepformer.data import MixtureSet
 from flasepformer.evaluation.journal import Journal
 from flasepformer.evaluation.provenance import names_digest, weights_digest
 from flasepformer.evaluation.rows import N_DECIMALS, EvaluationRow
 from flasepformer.evaluation.scoring import check_metrics, score_estimates
+from flasepformer.evaluation.separating import Separate, describe_run, separation_by, share_memory
 from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.summary import EvaluationResult
 from flasepformer.evaluation.workers import WorkerDied, map_in_processes
-from flasepformer.inference import SeparationError, Separator
+from flasepformer.inference import RunOptions, SeparationError, Separator
 
 
 def evaluate(
@@ -26,21 +28,25 @@ def evaluate(
     *,
     metrics: Collection[str] = ("sdr",),
     limit: int | None = None,
+    run_options: RunOptions | None = None,
     jobs: int = 1,
     journal: str | Path | None = None,
     progress: bool = False,
 ) -> EvaluationResult:
     """Separate every mixture of a set and score the estimates, in their best order.
 
-    At the model's own sample rate the mixture goes straight through the network, as in published results;
-    at another rate, through `Separator.separate`. What cannot be read or scored is a row with its error.
-    The scores do not depend on the number of jobs.
+    By default a mixture at the model's own sample rate goes straight through the network, as in published
+    results; at another rate, through `Separator.separate`. With `run_options` every mixture goes that way, as
+    users' recordings do: brought to the model's level, whole in pieces of time, or in chunks. What cannot be
+    read, separated or scored is a row with its error. The scores do not depend on the number of jobs.
 
     Args:
         model: A separator, or a network of `flasepformer.models`.
         mixtures: What to separate; see `open_mixtures`.
         metrics: What to compute beside the SI-SNR, of `EXTRA_METRICS`.
         limit: Score only the first so many mixtures.
+        run_options: How recordings go through the model, e.g. `{"mode": "chunks"}`. Several jobs share the
+            memory that one recording may take when nobody says how much.
         jobs: Processes, of one thread each. With 1, this process does the work.
         journal: File that takes each row as soon as it is known. If it holds rows of the same evaluation, cut
             short, they are not computed again.
@@ -48,7 +54,7 @@ def evaluate(
 
     Raises:
         ValueError: The model gives another number of talkers than the mixtures have, there is no such metric,
-            or the journal belongs to another evaluation.
+            an option makes no sense, or the journal belongs to another evaluation.
         ModuleNotFoundError: A metric needs a package that is missing; the message names the extra.
         OutputError: The journal cannot be written.
     """
@@ -58,18 +64,21 @@ def evaluate(
         )
     check_metrics(metrics)
     names = list(mixtures.names[:limit])
+    separate = separation_by(model, share_memory(run_options, min(jobs, len(names))))
     rows: list[EvaluationRow] = []
     written = None
     if journal is not None:
         network = model.model if isinstance(model, Separator) else model
-        identity = {
+        identity: dict[str, Any] = {
             "model": weights_digest(network),
             "mixtures": names_digest(mixtures.names),
             "metrics": sorted(metrics),
         }
+        if run_options is not None:
+            identity["separation"] = describe_run(run_options)
         written = Journal(Path(journal), identity)
         rows += written.rows[: len(names)]
-    score = partial(_score, model, mixtures, metrics)
+    score = partial(_score, separate, mixtures, metrics)
     with tqdm(
         total=len(names), initial=len(rows), desc="evaluating", disable=None if progress else True
     ) as bar:
@@ -100,13 +109,13 @@ def _scored(
 
 
 def _score(
-    model: Separator | nn.Module, mixtures: MixtureSet, metrics: Collection[str], numbered: tuple[int, str]
+    separate: Separate, mixtures: MixtureSet, metrics: Collection[str], numbered: tuple[int, str]
 ) -> EvaluationRow:
     index, name = numbered
     try:
         item = mixtures[index]
         started = time.perf_counter()
-        estimates = separate(model, item)
+        estimates, warnings = separate(item)
         compute_seconds = time.perf_counter() - started
         scores = score_estimates(estimates, item, metrics)
         return EvaluationRow(
@@ -117,28 +126,7 @@ def _score(
                 key: tuple(round(value, N_DECIMALS) for value in values) for key, values in scores.items()
             },
             groups=dict(item.groups),
+            warnings="; ".join(warnings),
         )
     except (ValueError, OSError, SeparationError) as error:
         return EvaluationRow(name=name, error=str(error))
-
-
-def separate(model: Separator | nn.Module, item: Mixture) -> Tensor:
-    """Return the estimates (source, time) of one mixture, on the CPU, in the model's own order.
-
-    Raises:
-        ValueError: The rates differ and the model is no separator, or the estimates are not finite.
-    """
-    if item.sample_rate != model.sample_rate:
-        if not isinstance(model, Separator):
-            raise ValueError(
-                f"the mixture is at {item.sample_rate} Hz, but the model works at {model.sample_rate} Hz; "
-                "give a Separator, which resamples"
-            )
-        return model.separate(item.mixture, item.sample_rate)
-    network = model.model if isinstance(model, Separator) else model.eval()
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        estimates = network(item.mixture[None].to(device))[0].float().cpu()
-    if not estimates.isfinite().all():
-        raise ValueError("the model's estimates are not finite")
-    return estimates

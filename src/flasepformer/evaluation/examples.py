@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from flasepformer.data import MixtureSet
 from flasepformer.evaluation.comparison import check_same_mixtures
-from flasepformer.evaluation.evaluate import separate
 from flasepformer.evaluation.rows import EvaluationRow
 from flasepformer.evaluation.scoring import at_mixture_level, score_estimates, with_missing_sources
-from flasepformer.inference import Separator
+from flasepformer.evaluation.separating import Separate, separation_by
+from flasepformer.inference import RunOptions, Separator
 from flasepformer.metrics import best_permutation, pairwise, reorder, si_snr
 
 MAX_SECONDS = 20.0
@@ -74,9 +74,18 @@ def _against_first(difference: float) -> str:
 
 
 def make_examples(
-    chosen: Sequence[tuple[str, str]], models: Sequence[Separator | nn.Module], mixtures: MixtureSet
+    chosen: Sequence[tuple[str, str]],
+    models: Sequence[Separator | nn.Module],
+    mixtures: MixtureSet,
+    run_options: Sequence[RunOptions | None] | None = None,
 ) -> list[Example]:
     """Separate the chosen mixtures again.
+
+    Args:
+        chosen: Reason and name of each; see `choose_examples`.
+        models: Separators or networks.
+        mixtures: The set that was evaluated.
+        run_options: Of each model, as they were given to `evaluate`; by default none.
 
     Raises:
         ValueError: A mixture is not in the set, or cannot be read or separated.
@@ -84,15 +93,19 @@ def make_examples(
     index = {name: k for k, name in enumerate(mixtures.names)}
     if missing := [name for _, name in chosen if name not in index]:
         raise ValueError(f"the set has no mixture {missing[0]!r}; give the set that was evaluated")
-    return [_example(why, index[name], models, mixtures) for why, name in chosen]
+    ways = [
+        separation_by(model, options)
+        for model, options in zip(models, run_options or [None] * len(models), strict=True)
+    ]
+    return [_example(why, index[name], ways, mixtures) for why, name in chosen]
 
 
-def _example(why: str, index: int, models: Sequence[Separator | nn.Module], mixtures: MixtureSet) -> Example:
+def _example(why: str, index: int, ways: Sequence[Separate], mixtures: MixtureSet) -> Example:
     item = mixtures[index]
     end = round(MAX_SECONDS * item.sample_rate)
     estimates, improvements = [], []
-    for model in models:
-        tracks = separate(model, item)
+    for separate in ways:
+        tracks, _ = separate(item)
         improvements.append(score_estimates(tracks, item)["si_snr_improvement"])
         order = best_permutation(pairwise(si_snr, tracks, with_missing_sources(item.sources, len(tracks))))
         tracks = at_mixture_level(reorder(tracks, order), item.mixture)

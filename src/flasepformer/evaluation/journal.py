@@ -17,7 +17,7 @@ class Journal:
     """A file of JSON lines: what is evaluated, then a row for each mixture.
 
     Args:
-        path: Continued if it is there.
+        path: Continued if it is there; its folder is made if missing.
         identity: What the rows depend on.
 
     Raises:
@@ -33,8 +33,8 @@ class Journal:
         whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
         if whole and _load(whole[0]) != identity:
             raise ValueError(
-                f"{path} holds an unfinished evaluation of another model or set, or with other metrics; "
-                "finish that one, choose another folder, or overwrite it"
+                f"{path} holds an unfinished evaluation of another model or set, in another mode, or with "
+                "other metrics; finish that one, choose another folder, or overwrite it"
             )
         self.rows = [_row(_load(line)) for line in whole[1:]]
         if not whole:
@@ -48,6 +48,7 @@ class Journal:
 
     def _write(self, content: bytes, mode: str) -> None:
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open(mode) as file:
                 file.write(content)
         except OSError as error:

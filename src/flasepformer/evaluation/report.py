@@ -135,12 +135,16 @@ def _scores(results: Sequence[StoredResult], labels: Sequence[str]) -> str:
         rows.append([*row, _given(summaries[0].mean, f"mixture_{metric}")])
     blank = [""] * (1 + any_missing)
     worse = (cell for summary in summaries for cell in (_share(summary.share_worse), *blank))
-    factors = (cell for summary in summaries for cell in (f"{summary.real_time_factor:.3f}", *blank))
+    factors = (cell for summary in summaries for cell in (_factor(summary.real_time_factor), *blank))
     return _table([*rows, ["SI-SNRi below 0", *worse, ""], ["real-time factor", *factors, ""]])
 
 
 def _share(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.1%}"
+
+
+def _factor(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
 
 
 def _given(scores: dict[str, float], metric: str) -> str:
@@ -227,7 +231,7 @@ def _failures(results: Sequence[StoredResult], labels: Sequence[str]) -> str:
 def _facts(results: Sequence[StoredResult], labels: Sequence[str]) -> str:
     rows = []
     for result, label in zip(results, labels, strict=True):
-        for key in ("model", "set", "device", "versions", "command"):
+        for key in ("model", "separation", "set", "device", "versions", "command"):
             if key in result.facts:
                 rows.append([escape(label) if key == "model" else "", key, escape(_flat(result.facts[key]))])
     return _table([[], *rows], "facts") if rows else ""

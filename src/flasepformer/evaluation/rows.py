@@ -31,6 +31,8 @@ class EvaluationRow:
     """What the mixture can be grouped by, e.g. {"sexes": "F-M"}."""
     error: str = ""
     """Why the mixture could not be scored; it has no scores then."""
+    warnings: str = ""
+    """What may have gone wrong in its separation."""
 
     def mean(self, metric: str) -> float:
         """Average one of `METRICS` over the talkers to whom it applies; nan if there is none."""
@@ -47,18 +49,25 @@ class EvaluationRow:
 
 
 def write_scores(path: str | Path, rows: Sequence[EvaluationRow]) -> None:
-    """Write rows as CSV: for each metric the mean over the talkers, then each talker (`SI-SNR_1`, ...)."""
-    metrics = [metric for metric in METRICS if any(metric in row.scores for row in rows)]
+    """Write rows as CSV: for each metric the mean over the talkers, then each talker (`SI-SNR_1`, ...).
+
+    Warnings have a column where there are any.
+    """
+    there = {metric for row in rows for metric in row.scores} | {"si_snr"}  # even if all have failed
+    metrics = [metric for metric in METRICS if metric in there]
     groups = list(dict.fromkeys(key for row in rows for key in row.groups))
     n_sources = max((len(scores) for row in rows for scores in row.scores.values()), default=0)
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         columns = [column for metric in metrics for column in _columns(metric, n_sources)]
-        writer.writerow(["name", *groups, "seconds", "compute_seconds", *columns, "error"])
+        warned = any(row.warnings for row in rows)
+        texts = ["error", "warnings"] if warned else ["error"]
+        writer.writerow(["name", *groups, "seconds", "compute_seconds", *columns, *texts])
         for row in rows:
             scores = [value for metric in metrics for value in _values(row, metric, n_sources)]
             numbers = [_text(value) for value in (row.seconds, row.compute_seconds, *scores)]
-            writer.writerow([row.name, *(row.groups.get(key, "") for key in groups), *numbers, row.error])
+            ends = [row.error, row.warnings] if warned else [row.error]
+            writer.writerow([row.name, *(row.groups.get(key, "") for key in groups), *numbers, *ends])
 
 
 def read_scores(path: str | Path) -> list[EvaluationRow]:
@@ -119,4 +128,5 @@ def _parse(record: dict[str, str], columns: Sequence[str], groups: Sequence[str]
         scores=scores,
         groups={key: record[key] for key in groups},
         error=record.get("error") or "",
+        warnings=record.get("warnings") or "",
     )

@@ -14,15 +14,19 @@ def talker_confusion(
     *,
     window_seconds: float = 1.0,
     hop_seconds: float = 0.5,
-    activity_db: float = -40.0,
+    activity_db: float = -25.0,
+    audible_db: float = -15.0,
 ) -> Tensor:
-    """Compute the share of the time in which a talker is in the wrong track.
+    """Compute the share of the talking time that is in the wrong track.
 
-    Counted are the windows in which one talker alone is active. The track that holds the talker there is the
-    one with the most of the source in it (the largest inner product). It is the wrong one if it is not the
-    talker's track, by the one assignment for the whole recording that is right in the most windows. Pauses
-    and overlap are not counted: in a pause nobody can be confused, and a swap inside an overlap lasts into
-    what follows it.
+    Counted is every talker in every window in which the talker can be heard, alone or while others speak:
+    what two talkers say at a time counts twice, a pause not at all. The track that holds a talker in a window
+    is the one with the most of the source in it (the largest inner product); tracks with equally much share
+    the time. It is the wrong one if it is not the talker's track, by the one assignment for the whole
+    recording that is right for the most time. A talker whom no track holds is in the wrong place, too.
+
+    Below the two thresholds it is chance which track has more of a source: in conversations separated by the
+    default model, 4 % of the windows at a talker's full level were wrong, but half of those 25 dB below it.
 
     Args:
         estimates: (source, time), in any order, at the levels at which they sum to the mixture.
@@ -30,10 +34,12 @@ def talker_confusion(
         sample_rate: In Hz.
         window_seconds: Length of a window, a whole number of hops.
         hop_seconds: From one window to the next.
-        activity_db: A talker is active where the power is above this, against the talker's loudest window.
+        activity_db: A talker is heard where the power is above this, against the talker's loudest window ...
+        audible_db: ... and above this, against the loudest talker in the window.
 
     Returns:
-        A number from 0 to 1 - 1 / sources, lower is better; nan if no window has one talker alone.
+        A number from 0 to 1 - 1 / sources (and up to 1 if no track holds anybody), lower is better; nan if
+        nobody talks.
 
     Raises:
         ValueError: The shapes differ.
@@ -47,15 +53,15 @@ def talker_confusion(
     n_hops = max(1, round(window_seconds / hop_seconds))
     power = torch.stack([_windowed(source.square(), hop, n_hops) for source in sources])  # (source, window)
     active = power > 10 ** (activity_db / 10) * power.amax(-1, keepdim=True)
-    alone = active & (active.sum(0) == 1)
+    heard = active & (power > 10 ** (audible_db / 10) * power.amax(0))
     share = torch.stack(
         [torch.stack([_windowed(e * s, hop, n_hops).abs() for s in sources]) for e in estimates]
     )  # (estimate, source, window)
-    holds = (share == share.amax(0)) & (share > 0) & alone  # silent tracks hold nobody
-    n_windows = holds.sum(-1).double()  # (estimate, source)
+    holds = ((share == share.amax(0)) & (share > 0) & heard).double()  # silent tracks hold nobody
+    n_windows = (holds / holds.sum(0).clamp_min(1)).sum(-1)  # (estimate, source)
     own_track = best_permutation(n_windows)
     n_right = n_windows[own_track, torch.arange(len(sources))].sum()
-    return 1 - n_right / alone.sum()  # 0 / 0 is nan
+    return 1 - n_right / heard.sum()  # 0 / 0 is nan
 
 
 def leakage_db(estimates: Tensor, mixture: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""How a mixture gets through a model: straight through the network, or as a user's recording does."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flasepformer.data import Mixture
+from flasepformer.inference import RunOptions, Separator
+from flasepformer.inference.memory import USABLE_SHARE, free_memory
+
+
+class Separated(NamedTuple):
+    """What a model made of one mixture."""
+
+    estimates: Tensor
+    """(source, time), on the CPU, in the model's own order."""
+    warnings: tuple[str, ...] = ()
+    """What may have gone wrong, in sentences."""
+
+
+Separate = Callable[[Mixture], Separated]
+"""Raises a ValueError if a mixture does not suit the model or its estimates are not finite, and what
+`Separator.separate` raises."""
+
+
+def separation_by(model: Separator | nn.Module, run_options: RunOptions | None) -> Separate:
+    """Return a function, fit to be pickled, that separates mixtures.
+
+    Args:
+        model: A separator, or a network of `flasepformer.models`.
+        run_options: How recordings go through the model, in place of a separator's own options; every mixture
+            is a recording then. None sends mixtures at the model's own sample rate straight through the
+            network, in one pass and at their own level.
+
+    Raises:
+        DeviceError: The device of the model cannot be used.
+        ValueError: An option makes no sense.
+    """
+    if run_options is None:
+        return partial(_through_network, model)
+    network = _network_of(model)
+    return partial(_as_recording, Separator(network, next(network.parameters()).device, **run_options))
+
+
+def share_memory(run_options: RunOptions | None, n_jobs: int) -> RunOptions | None:
+    """Divide the memory that a recording may take by default, which each of several processes would take."""
+    free = free_memory()
+    if run_options is None or run_options.get("memory") is not None or n_jobs < 2 or free is None:
+        return run_options
+    return {**run_options, "memory": max(1, int(USABLE_SHARE * free / n_jobs))}
+
+
+def describe_run(run_options: RunOptions | None) -> dict[str, Any]:
+    """Return what the scores depend on, as plain values: {"mode": "network"} without options."""
+    if run_options is None:
+        return {"mode": "network"}
+    options: dict[str, Any] = {"mode": "auto", **run_options}
+    if options["mode"] == "whole":
+        return {key: value for key, value in options.items() if not key.endswith("_seconds")}
+    return options
+
+
+def label_run(description: Mapping[str, Any]) -> str:
+    """Name what `describe_run` returns for a person; empty for a pass of the network alone.
+
+    >>> label_run({"mode": "chunks", "chunk_seconds": 30.0}), label_run({"mode": "whole", "memory": None})
+    ('chunks of 30 s', 'whole')
+    >>> label_run({"mode": "network"}), label_run({})
+    ('', '')
+    """
+    mode = description.get("mode", "network")
+    if mode == "chunks" and "chunk_seconds" in description:
+        return f"chunks of {description['chunk_seconds']:g} s"
+    return "" if mode == "network" else str(mode)
+
+
+def _network_of(model: Separator | nn.Module) -> nn.Module:
+    return model.model if isinstance(model, Separator) else model
+
+
+def _as_recording(separator: Separator, item: Mixture) -> Separated:
+    with warnings.catch_warnings(record=True) as cautions:
+        warnings.simplefilter("always")
+        estimates = separator.separate(item.mixture, item.sample_rate)
+    return Separated(estimates, tuple(str(caution.message) for caution in cautions))
+
+
+def _through_network(model: Separator | nn.Module, item: Mixture) -> Separated:
+    if item.sample_rate != model.sample_rate:
+        if isinstance(model, Separator):
+            return _as_recording(model, item)
+        raise ValueError(
+            f"the mixture is at {item.sample_rate} Hz, but the model works at {model.sample_rate} Hz; "
+            "give a Separator, which resamples"
+        )
+    network = _network_of(model).eval()
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        estimates = network(item.mixture[None].to(device))[0].float().cpu()
+    if not estimates.isfinite().all():
+        raise ValueError("the model's estimates are not finite")
+    return Separated(estimates)
