@@ -1,7 +1,7 @@
-import subprocess
 import sys
 
 import numpy as np
+import pytest
 import soundfile
 from typer.testing import CliRunner
 
@@ -10,7 +10,7 @@ from flasepformer.models import load_model
 
 RECIPE = """
 model: {n_filters: 16, n_channels: 8, n_heads: 2, n_stages: 1, n_encoder_blocks: 1, n_decoder_blocks: 1}
-data: {n_valid_mixtures: 2}
+data: {n_valid_mixtures: 2, valid_segment_seconds: 0.25}
 mixing: {segment_seconds: 0.25}
 optimization: {n_steps: 2, batch_size: 1, warmup_steps: 1, decay_steps: 1}
 validate_every: 1
@@ -37,13 +37,78 @@ def test_train_prints_where_the_best_weights_are_and_does_not_repeat_itself(tmp_
     assert "holds a run already" in again.stderr
 
 
-def test_train_explains_a_wrong_setting(tmp_path):
+def test_train_names_a_wrong_setting_and_leaves_nothing(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    result = CliRunner().invoke(
-        app, ["train", str(tmp_path / "recipe.yaml"), "--set", "optimization.n_stepps=1"]
-    )
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*arguments, "--set", "optimization.nsteps=5"])
     assert result.exit_code == 2
-    assert "n_stepps" in result.stderr
+    assert result.stderr == (
+        "error: setting optimization.nsteps=5: there is no key optimization.nsteps; "
+        "did you mean optimization.n_steps?\n"
+    )
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr) == (
+        2, "error: the recipe names no speech; set data.speech to a folder or a manifest\n"
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+FIXED = [
+    "--set",
+    "data.train_on=mixtures",
+    "--set",
+    "data.validate_on=mixtures",
+    "--set",
+    "data.train_split=tr",
+]
+FIXED += ["--set", "data.valid_split=tt", "--set", "data.n_valid_mixtures=0"]
+
+
+def test_train_on_a_set_that_prepare_has_listed(tmp_path):
+    rng = np.random.default_rng(0)
+    names = {
+        "tr": ("011a0101_1.1_40na010x_-1.1", "012a0101_1.1_40na010y_-1.1"),
+        "tt": ("050a01_1_422c02_-1",),
+    }
+    for split, name in ((split, name) for split, items in names.items() for name in items):
+        s1, s2 = np.round(3000 * rng.standard_normal((2, 2400))) / 2**15
+        for track, waveform in (("s1", s1), ("s2", s2), ("mix", s1 + s2)):
+            (tmp_path / "set/wav8k/min" / split / track).mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / "set/wav8k/min" / split / track / f"{name}.wav", waveform, 8000)
+    prepared = CliRunner().invoke(app, ["prepare", "wsj0-2mix", str(tmp_path / "set"), "--partial"])
+    assert prepared.exit_code == 0, prepared.output
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    arguments += ["--mixtures", str(tmp_path / "set/wsj0-2mix-8k-min-clean")]
+    result = CliRunner().invoke(app, [*arguments, *FIXED])
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "run" / "best").config.n_filters == 16
+
+    again = CliRunner().invoke(app, [*arguments, *FIXED, "--resume"])
+    assert again.exit_code == 0
+    assert again.stderr == (
+        "nothing to do: the run is at step 2 and optimization.n_steps is 2; raise it to go on\n"
+    )
+    unused = CliRunner().invoke(app, arguments)
+    assert unused.exit_code == 2
+    assert "--mixtures is of no use" in unused.stderr
+    assert "trains on speech and validates on speech" in unused.stderr
+
+
+def test_train_says_whether_an_interrupted_run_had_begun(tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setattr("flasepformer.training.train", interrupted)
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr) == (130, "interrupted; it had not begun\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").touch()
+    result = CliRunner().invoke(app, arguments)
+    expected = f"interrupted; continue with --resume --out {tmp_path / 'run'}\n"
+    assert (result.exit_code, result.stderr) == (130, expected)
 
 
 def test_train_takes_another_family_from_the_command_line(tmp_path):
@@ -57,15 +122,16 @@ def test_train_takes_another_family_from_the_command_line(tmp_path):
     assert (type(model).__name__, model.config.n_blocks, model.config.n_channels) == ("TFLocoformer", 1, 8)
 
 
-def test_train_names_the_extra_that_is_missing(tmp_path):
+@pytest.mark.parametrize("module", ["jsonargparse", "accelerate"])
+def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch, module):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    for module in ("jsonargparse", "accelerate"):
-        script = f"import sys; sys.modules[{module!r}] = None; from flasepformer.cli import main; main()"
-        command = [sys.executable, "-c", script, "train", tmp_path / "recipe.yaml", "--out", tmp_path / "run"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 3
-        assert done.stderr.startswith("error: training needs")
-        assert 'pip install "flasepformer[train]"' in done.stderr
+    monkeypatch.setitem(sys.modules, module, None)
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: training needs")
+    assert 'pip install "flasepformer[train]"' in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_says_in_words_what_is_in_the_way(tmp_path):

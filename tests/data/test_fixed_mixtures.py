@@ -89,6 +89,17 @@ def test_a_corrupt_mixture_is_replaced_noted_and_limited(files):
         [examples.example(i) for i in range(4)]
 
 
+def test_the_caller_may_count_until_nothing_is_left(files):
+    examples = FixedMixtures(files, 0.05, seed=3, max_corrupt_share=1.0)
+    for item in files[:3]:
+        item.sources[1].unlink()
+    assert {which(examples.example(i)[1]) for i in range(8)} == {3}
+    assert sorted(examples.corrupt) == ["0", "1", "2"]
+    files[3].sources[1].unlink()
+    with pytest.raises(ValueError, match=r"^all 4 mixtures are corrupt; .*wav"):
+        examples.example(0)
+
+
 def test_nan_samples_are_corrupt(files):
     waveform, _ = soundfile.read(files[1].mixture)
     waveform[:] = np.nan

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from flasepformer.data import Utterance, check_disjoint, read_utterances
+from flasepformer.data import (
+    MixtureFiles,
+    Utterance,
+    check_disjoint,
+    read_split,
+    read_utterances,
+    shared_speakers,
+    write_mixture_manifest,
+)
 
 MANIFEST = """path,split,corpus,speaker,duration_s,licence,sex
 train/a/1.ogg,train,vctk,a,2.5,CC BY 4.0,F
@@ -67,8 +75,38 @@ def test_nothing_to_read_is_an_error(tmp_path, manifest):
         read_utterances(tmp_path, "train")
 
 
+def of(*speakers):
+    """Return a mixture of these speakers."""
+    tracks = tuple(Path(name) for name in speakers)
+    return MixtureFiles("m", Path("mix"), tracks, speakers, speakers, 1000, 8000)
+
+
 def test_a_speaker_in_both_splits_is_refused():
     a, b, c = (Utterance(Path(name), name, 1.0) for name in "abc")
     check_disjoint([a, b], [c])
-    with pytest.raises(ValueError, match=r"1 speaker\(s\) are in both splits: b"):
-        check_disjoint([a, b], [b, c])
+    check_disjoint([a, b], [of("c", "d")])
+    check_disjoint([of("a", "b")], [of("c", "d")])
+    for train, valid in (([a, b], [b, c]), ([of("a", "b")], [b]), ([b], [of("c", "d"), of("b", "d")])):
+        with pytest.raises(ValueError, match=r"1 speaker\(s\) are in both splits: b; split by speaker"):
+            check_disjoint(iter(train), iter(valid))
+    many = [of(*"abcdefg")]
+    with pytest.raises(ValueError, match=r"7 speaker\(s\) are in both splits: a, b, c, d, e, \.\.\.;"):
+        check_disjoint(many, many)
+
+
+def test_speakers_that_are_not_known_may_be_in_both_splits():
+    with pytest.raises(ValueError, match="the speakers of some mixtures are not known"):
+        check_disjoint([of("a", "")], [of("b", "c")])
+    assert shared_speakers([of("a", ""), of("b", "c")], [of("", "c"), of("d", "a")]) == ["a", "c"]
+
+
+def test_a_split_of_a_set_is_read_by_its_name(tmp_path):
+    (tmp_path / "dev").mkdir()
+    for name, speakers in (("tr.csv", ("a", "b")), ("dev/mix_both.csv", ("c", "d"))):
+        write_mixture_manifest([of(*speakers)], tmp_path / name)
+    assert [item.speakers for item in read_split(tmp_path, "tr")] == [("a", "b")]
+    assert [item.speakers for item in read_split(tmp_path, "dev/mix_both")] == [("c", "d")]
+    with pytest.raises(
+        FileNotFoundError, match=r"no manifest .*/cv\.csv; expected is the folder of manifests"
+    ):
+        read_split(tmp_path, "cv")

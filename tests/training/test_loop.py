@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import json
 import os
@@ -5,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from tests.training.conftest import MINIATURES, SEPREFORMER, TFLOCOFORMER, changed, curve
+from tests.training.conftest import MINIATURES, SEPREFORMER, TFLOCOFORMER, changed, curve, with_data
+from tests.training.processes import CONTEXT, train_in_two_processes, train_until_killed
 
 from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
 from flasepformer.metrics import best_permutation, pairwise, si_snr
@@ -134,50 +135,114 @@ def test_the_checkpoint_of_an_older_version_resumes(small_recipe, tmp_path):
     assert [int(row["step"]) for row in curve(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint(recipe, tmp_path):
-    long = dataclasses.replace(changed(recipe, n_steps=100_000), checkpoint_minutes=0.0)
-    save_recipe(long, tmp_path / "long.yaml")
-    command = [sys.executable, "-m", "flasepformer", "train", str(tmp_path / "long.yaml")]
-    command += ["--out", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.kill()
-    process.wait()
-    step = load(checkpoint)["progress"]["step"]
-    train(changed(recipe, n_steps=step + 2), tmp_path / "run", resume=True)
-    assert load(checkpoint)["progress"]["step"] == step + 2
+def test_the_curve_of_an_older_version_stays_and_goes_on(small_recipe, tmp_path):
+    run = tmp_path / "run"
+    train(small_recipe, run)
+    older = ("step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
+             "valid_si_snr_improvement_db", "best_db")  # fmt: skip
+    with (run / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (run / "curve.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, older, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    train(changed(small_recipe, n_steps=5), run, resume=True)
+    with (run / "curve.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [{key: row[key] for key in older} for row in found[:4]] == [
+        {key: row[key] for key in older} for row in rows
+    ]
+    assert [bool(row["steps_per_second"]) for row in found] == [False] * 4 + [True]
 
 
-def train_in_two_processes(recipe, folder, *options):
-    save_recipe(recipe, folder.with_suffix(".yaml"))
+def test_a_curve_without_a_checkpoint_is_of_another_run(small_recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "curve.csv").write_text("step,train_loss_db\n1,7.0\n2,6.0\n")
+    train(changed(small_recipe, n_steps=1), tmp_path / "run")
+    assert [row["step"] for row in curve(tmp_path / "run")] == ["1"]
+
+
+@pytest.mark.parametrize(("kind", "moment"), [("speech", "checkpoint"), ("mixtures", "row")])
+def test_a_run_that_is_killed_and_resumed_gives_the_curve_of_one_that_was_not(
+    small_recipe, fixed_recipe, tmp_path, kind, moment
+):
+    recipe = dataclasses.replace(
+        changed(small_recipe if kind == "speech" else fixed_recipe, n_steps=8, average_best=2),
+        steps_per_epoch=3,
+        log_every=1,
+        checkpoint_minutes=0.0,
+    )
+    train(recipe, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = CONTEXT.Process(target=train_until_killed, args=(recipe, killed, moment))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    assert load(killed / "checkpoint.pt")["progress"]["step"] == 3
+    assert len(curve(killed)) == 4
+    assert bool(list(killed.glob("*.part"))) == (moment == "checkpoint")
+    train(recipe, killed, resume=True)
+    assert curve(killed) == curve(tmp_path / "whole")
+    for part in ("model", "average", "optimizers"):
+        assert_same_weights(tmp_path / "whole", killed, part)
+    best = [load_model(run / "best").state_dict() for run in (tmp_path / "whole", killed)]
+    torch.testing.assert_close(*best, rtol=0, atol=0)
+
+
+@pytest.mark.slow  # the command that people use; the tests below start their processes in a faster way
+def test_two_processes_of_torchrun_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
+    falling = changed(recipe, auxiliary_decay_steps=3)
+    train(changed(falling, n_steps=1), tmp_path / "run")
+    save_recipe(falling, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "flasepformer", "train", folder.with_suffix(".yaml"), "--out", folder, *options]
+    command += [
+        "-m",
+        "flasepformer",
+        "train",
+        tmp_path / "recipe.yaml",
+        "--out",
+        tmp_path / "run",
+        "--resume",
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
-    train(changed(recipe, n_steps=1, auxiliary_decay_steps=3), tmp_path / "run")
-    train_in_two_processes(changed(recipe, auxiliary_decay_steps=3), tmp_path / "run", "--resume")
     progress = load(tmp_path / "run" / "checkpoint.pt")["progress"]
     assert (progress["step"], progress["n_heard"]) == (6, 1 * 2 + 5 * 4)
 
 
-@pytest.mark.slow
-def test_two_processes_train_to_the_same_weights_as_twice_the_batch(small_recipe, tmp_path):
-    train_in_two_processes(changed(small_recipe, batch_size=2), tmp_path / "two")
-    train(changed(small_recipe, batch_size=4), tmp_path / "one")
+@pytest.mark.parametrize("kind", ["speech", "mixtures"])
+def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
+    small_recipe, fixed_recipe, tmp_path, kind
+):
+    recipe = small_recipe if kind == "speech" else fixed_recipe
+    train_in_two_processes(changed(recipe, batch_size=2), tmp_path / "two")
+    train(changed(recipe, batch_size=4), tmp_path / "one")
     assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
     assert load(tmp_path / "two" / "checkpoint.pt")["progress"]["n_heard"] == 4 * 4
+    scores = [float(row["valid_si_snr_improvement_db"]) for row in curve(tmp_path / "two")]
+    expected = [float(row["valid_si_snr_improvement_db"]) for row in curve(tmp_path / "one")]
+    assert scores == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
+    whole = changed(small_recipe, batch_size=4)
+    train(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_until(2, whole, tmp_path / "parts")
+    train_in_two_processes(changed(small_recipe, batch_size=2), tmp_path / "parts", resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=0, atol=1e-4)
+    assert [row["step"] for row in curve(tmp_path / "parts")] == ["1", "2", "3", "4"]
+
+
+def test_one_process_goes_on_where_two_stopped(small_recipe, tmp_path):
+    steady = changed(small_recipe, decay_steps=0)
+    train(changed(steady, batch_size=4), tmp_path / "whole")
+    train_in_two_processes(changed(steady, batch_size=2, n_steps=2), tmp_path / "parts")
+    train(changed(steady, batch_size=4), tmp_path / "parts", resume=True)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=0, atol=1e-4)
+
+
 def test_two_processes_with_batch_normalisation_train_as_one_that_accumulates_their_batches(
     small_recipe, tmp_path
 ):
@@ -227,8 +292,8 @@ def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path,
 
 
 def test_checkpointed_activations_train_to_the_same_weights(recipe, tmp_path):
-    train(recipe, tmp_path / "plain")
-    train(changed(recipe, checkpoint_activations=True), tmp_path / "lean")
+    train(changed(recipe, n_steps=3), tmp_path / "plain")
+    train(changed(recipe, n_steps=3, checkpoint_activations=True), tmp_path / "lean")
     for part in ("model", "average"):
         assert_same_weights(tmp_path / "plain", tmp_path / "lean", part, atol=1e-6)
 
@@ -249,12 +314,36 @@ def test_the_learning_rate_falls_on_a_plateau_also_after_a_resume(small_recipe, 
     assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25])
 
 
-def test_a_run_stops_early_and_stays_stopped(small_recipe, tmp_path):
+def test_a_run_stops_early_and_stays_stopped(small_recipe, tmp_path, capsys):
     stalling = frozen(small_recipe, n_steps=100, early_stop_epochs=2)
     best = train(stalling, tmp_path / "run")
+    assert capsys.readouterr().err == ""
     train(stalling, tmp_path / "run", resume=True)
+    assert "was ended at step 3 by optimization.early_stop_epochs, after 2 epochs" in capsys.readouterr().err
     assert [int(row["step"]) for row in curve(tmp_path / "run")] == [1, 2, 3]
     assert load_model(best).config == TFLOCOFORMER
+
+
+def test_the_running_average_is_validated_and_shipped(small_recipe, tmp_path, monkeypatch):
+    from flasepformer.training import loop
+
+    step, passed = loop._Run._step, []
+
+    def overheard(run, mixtures, sources):
+        norm = step(run, mixtures, sources)
+        passed.append({name: value.clone() for name, value in run.model.state_dict().items()})
+        return norm
+
+    monkeypatch.setattr(loop._Run, "_step", overheard)
+    once = dataclasses.replace(changed(small_recipe, average_decay=0.75), steps_per_epoch=4)
+    shipped = load_model(train(once, tmp_path / "run")).state_dict()
+    assert len(passed) == 4
+    for name, value in shipped.items():
+        expected = passed[0][name]
+        for later in passed[1:]:
+            expected = 0.75 * expected + 0.25 * later[name]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(shipped[name], passed[-1][name]) for name in shipped)
 
 
 def test_the_mean_of_the_best_validations_is_shipped(small_recipe, tmp_path, capsys):
@@ -304,6 +393,18 @@ def test_a_run_does_not_overwrite_another(small_recipe, tmp_path):
         train(small_recipe, tmp_path / "run")
 
 
+@pytest.mark.parametrize("n_steps", [2, 1])
+def test_a_run_at_its_end_says_so_and_stays_as_it_is(small_recipe, tmp_path, capsys, n_steps):
+    recipe = changed(small_recipe, n_steps=2)
+    best = train(recipe, tmp_path / "run")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*") if path.is_file()}
+    capsys.readouterr()
+    assert train(changed(recipe, n_steps=n_steps), tmp_path / "run", resume=True) == best
+    said = f"nothing to do: the run is at step 2 and optimization.n_steps is {n_steps}; raise it to go on\n"
+    assert capsys.readouterr() == ("", said)
+    assert {path: path.read_bytes() for path in files} == files
+
+
 def test_there_must_be_something_to_resume(small_recipe, tmp_path):
     with pytest.raises(TrainingError, match="nothing to resume"):
         train(small_recipe, tmp_path / "run", resume=True)
@@ -316,6 +417,33 @@ def test_a_run_of_another_network_is_not_resumed(small_recipe, tmp_path):
         train(other, tmp_path / "run", resume=True)
     assert len(str(refusal.value)) < 150  # not every weight that differs
     assert load_recipe(tmp_path / "run/recipe.yaml") == small_recipe
+
+
+def refused_before_it_begins(recipe, run, **changes):
+    with pytest.raises((ValueError, TrainingError, FileNotFoundError)):
+        train(with_data(recipe, **changes), run)
+    assert not run.parent.exists()
+
+
+def test_a_refused_run_leaves_nothing(small_recipe, speech, tmp_path):
+    run = tmp_path / "runs" / "new"
+    for changes in ({"speech": ""}, {"speech": str(tmp_path / "nowhere")}, {"valid_split": "train"}):
+        refused_before_it_begins(small_recipe, run, **changes)
+    damaged = damaged_speech(speech, tmp_path / "damaged", n_copies=60)
+    refused_before_it_begins(small_recipe, run, speech=str(damaged), max_corrupt_share=0.005)
+    with pytest.raises(ValueError, match="no recordings of noise"):  # when the speech is decoded
+        train(
+            dataclasses.replace(small_recipe, mixing=DynamicMixingConfig(noise=(str(tmp_path / "no"),))), run
+        )
+    assert not run.parent.exists()
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(small_recipe, run, resume=True)
+    assert not run.parent.exists()
+    run.mkdir(parents=True)
+    (run / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="names no speech"):
+        train(with_data(small_recipe, speech=""), run)
+    assert [path.name for path in run.iterdir()] == ["note.txt"]
 
 
 def test_training_starts_from_a_checkpoint(recipe, tmp_path):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,12 +7,12 @@ from flasepformer.models import SepReformerConfig, TFLocoformerConfig
 from flasepformer.training import Recipe, load_recipe, save_recipe
 
 PROJECT = Path(__file__).parents[2]
-RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
-OLDER = sorted((PROJECT / "docs").glob("*/recipe-*.yaml"))
-"""Of runs before there were families and epochs."""
+RECIPES = sorted((PROJECT / "recipes").rglob("*.yaml"))
+OLDER = sorted((PROJECT / "docs" / "default-model").rglob("recipe*.yaml"))
+"""Of runs by earlier versions, some before there were families and epochs."""
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_is_valid_and_survives_saving(path, tmp_path):
     recipe = load_recipe(path)
     save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -20,6 +21,7 @@ def test_every_recipe_is_valid_and_survives_saving(path, tmp_path):
 
 def test_there_are_recipes():
     assert RECIPES
+    assert OLDER
 
 
 def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
@@ -52,6 +54,21 @@ def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
         ("optimization:\n  plateau_factor: 0\n", "plateau_factor"),
         ("optimization:\n  accumulate_steps: 0\n", "accumulate_steps"),
         ("data:\n  max_corrupt_share: 0.5\n", "max_corrupt_share"),
+        ("data:\n  train_on: music\n", "train_on"),
+        ("data:\n  n_valid_mixtures: 0\n", "n_valid_mixtures must be at least 1 where .* from speech"),
+        ("data: {validate_on: mixtures, n_valid_mixtures: -1}\n", "n_valid_mixtures must be at least 0, got"),
+        ("data:\n  valid_segment_seconds: 0\n", "valid_segment_seconds must be positive where"),
+        (
+            "data: {validate_on: mixtures, valid_segment_seconds: -1}\n",
+            "valid_segment_seconds must be at least",
+        ),
+        ("data: {validate_on: mixtures, valid_clean: true}\n", "valid_clean"),
+        (
+            "data: {train_on: mixtures, validate_on: mixtures}\nmixing: {rooms: any, speed_range: [1, 1]}",
+            "mixing.speed_range, mixing.rooms: of no effect",
+        ),
+        ("n_logged_mixtures: -1\n", "n_logged_mixtures"),
+        ("optimization:\n", "optimization must hold"),
         ("validate_every: 0\n", "epoch"),
     ],
 )
@@ -62,12 +79,61 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, content, message):
         load_recipe(path)
 
 
-@pytest.mark.parametrize("setting", ["seed", "sed=7", "help=", "config=other.yaml", "model=5"])
+@pytest.mark.parametrize(
+    "setting", ["seed", "sed=7", "help=", "config=other.yaml", "model=5", "base=other.yaml", "=7", "model.=7"]
+)
 def test_a_setting_that_is_none_is_refused_by_name(tmp_path, setting):
     path = tmp_path / "recipe.yaml"
     path.write_text("seed: 7\n")
-    with pytest.raises(ValueError, match=setting.split("=")[0]):
+    with pytest.raises(ValueError, match=re.escape(setting)):
         load_recipe(path, [setting])
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("optimization: {nsteps: 5}\n", [], "{path}: there is no key optimization.nsteps; did you mean opt"),
+        ("", ["optimization.nsteps=5"], "setting optimization.nsteps=5: there is no key optimization"),
+        ("", ["data.speach=x"], "setting data.speach=x: there is no key data.speach; did you mean data.spe"),
+        ("", ["zzz=x"], "setting zzz=x: there is no key zzz"),
+        ("", ["seed=8", "optimization.n_steps=many"], "setting optimization.n_steps=many: "),
+        ("seed: one\n", ["optimization.n_steps=8"], "{path}: "),
+        ("seed: 1\n", ["seed=one", "optimization.n_steps=8"], "setting seed=one: "),
+    ],
+)  # fmt: skip
+def test_the_file_or_the_setting_that_is_wrong_is_blamed(tmp_path, content, settings, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="^" + re.escape(message.format(path=path))) as error:
+        load_recipe(path, settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_say_what_it_changes_of_another(tmp_path):
+    (tmp_path / "size.yaml").write_text(
+        "model_name: fla-sepreformer-b\noptimization: {batch_size: 2, n_steps: 9}\n"
+    )
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/long.yaml").write_text(
+        "base: ../size.yaml\noptimization: {n_steps: 20}\nmodel: {n_heads: 4}\n"
+    )
+    (tmp_path / "set/seed.yaml").write_text("base: long.yaml\nseed: 3\n")
+    recipe = load_recipe(tmp_path / "set/seed.yaml", ["optimization.accumulate_steps=2"])
+    assert (recipe.seed, recipe.model.n_channels, recipe.model.n_heads) == (3, 128, 4)
+    steps = recipe.optimization
+    assert (steps.batch_size, steps.n_steps, steps.accumulate_steps) == (2, 20, 2)
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+    (tmp_path / "size.yaml").write_text("base: set/seed.yaml\n")
+    with pytest.raises(ValueError, match="is based on itself"):
+        load_recipe(tmp_path / "set/seed.yaml")
+    (tmp_path / "size.yaml").write_text("sed: 7\n")
+    with pytest.raises(ValueError, match=r"size\.yaml: there is no key sed; did you mean seed"):
+        load_recipe(tmp_path / "set/seed.yaml")
+    (tmp_path / "size.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"size\.yaml"):
+        load_recipe(tmp_path / "set/seed.yaml")
 
 
 def test_the_family_decides_the_fields_of_the_model(tmp_path):
@@ -91,7 +157,7 @@ def test_a_model_name_fills_in_what_the_recipe_does_not_say(tmp_path):
     assert load_recipe(path, ["model_name=fla-sepreformer-t"]).model == expected  # all fields are written out
 
 
-@pytest.mark.parametrize("path", OLDER, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OLDER, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_recipe_of_an_older_run_still_loads(path):
     recipe = load_recipe(path)
     assert (recipe.family, recipe.model.n_filters) == ("sepreformer", 512)

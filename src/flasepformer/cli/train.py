@@ -1,4 +1,4 @@
-"""`flasepformer train`: a recipe and speech in, a checkpoint out."""
+"""`flasepformer train`: a recipe, and speech or mixtures, in; a checkpoint out."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,14 @@ def train(
         typer.Option(
             exists=True,
             help="Single-talker speech: train/ and valid/, a folder per speaker in each; or a CSV manifest.",
+        ),
+    ] = None,
+    mixtures: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Fixed mixtures: the folder of manifests that `flasepformer prepare` writes.",
         ),
     ] = None,
     setting: Annotated[
@@ -35,10 +43,19 @@ def train(
     """
     from flasepformer.training import TrainingError, load_recipe
     from flasepformer.training import train as run
+    from flasepformer.training.run_folder import CHECKPOINT_FILE
 
-    overrides = [*(setting or []), *([f"data.speech={speech}"] if speech else [])]
+    named = {"speech": speech, "mixtures": mixtures}
+    given = [f"data.{kind}={path}" for kind, path in named.items() if path]
     try:
-        best = run(load_recipe(recipe, overrides), out, resume=resume, speech_cache=cache)
+        loaded = load_recipe(recipe, [*(setting or []), *given])
+        for kind, path in named.items():
+            if path and kind not in (loaded.data.train_on, loaded.data.validate_on):
+                raise ValueError(
+                    f"--{kind} is of no use: {recipe} trains on {loaded.data.train_on} and validates on "
+                    f"{loaded.data.validate_on}; see data.train_on and data.validate_on"
+                )
+        best = run(loaded, out, resume=resume, speech_cache=cache)
     except (TrainingError, ValueError, OSError, ImportError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
@@ -46,7 +63,9 @@ def train(
         typer.echo(f"error: {reason}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 3) from error
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; continue with --resume --out {out}", err=True)
+        begun = (out / CHECKPOINT_FILE).exists()
+        way = f"continue with --resume --out {out}" if begun else "it had not begun"
+        typer.echo(f"interrupted; {way}", err=True)
         raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") == "0":  # of several processes, one answers
         typer.echo(best)

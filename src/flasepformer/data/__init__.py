@@ -1,15 +1,20 @@
 """Speech in, mixtures out: mixed anew for training, or in fixed sets that are read, checked or made.
 
 A set on disk is listed in a CSV manifest: `check_published_set` writes one for what was downloaded,
-`make_set` for what it makes. `open_mixtures` opens it for evaluation; training takes `FixedMixtures` of it,
-or its sources as utterances (`read_utterances`) for `DynamicMixing`.
+`make_set` for what it makes. `open_mixtures` opens it for evaluation; training takes `FixedMixtures` of its
+splits (`read_split`), or its sources as utterances (`read_utterances`) for `DynamicMixing`.
 """
 
 from flasepformer.data.dynamic_mixing import DynamicMixing, DynamicMixingConfig
 from flasepformer.data.fixed_mixtures import Examples, FixedMixtures
-from flasepformer.data.manifest import Utterance, check_disjoint, read_utterances
+from flasepformer.data.manifest import Utterance, check_disjoint, read_utterances, shared_speakers
 from flasepformer.data.mixture import Mixture, MixtureSet
-from flasepformer.data.mixture_manifest import MixtureFiles, read_mixture_manifest, write_mixture_manifest
+from flasepformer.data.mixture_manifest import (
+    MixtureFiles,
+    read_mixture_manifest,
+    read_split,
+    write_mixture_manifest,
+)
 from flasepformer.data.mixture_sets import (
     MixtureFolder,
     MixtureList,
@@ -60,8 +65,10 @@ __all__ = [
     "plan_mixtures",
     "read_mixture_list",
     "read_mixture_manifest",
+    "read_split",
     "read_utterances",
     "render",
+    "shared_speakers",
     "write_mixture_list",
     "write_mixture_manifest",
 ]

@@ -36,10 +36,11 @@ class FixedMixtures:
         segment_seconds: Length of every example, shorter mixtures are followed by silence; None takes
             each mixture whole.
         seed: Another seed, other orders and segments.
-        max_corrupt_share: Largest share of the mixtures that may be corrupt.
+        max_corrupt_share: Largest share of the mixtures that may be corrupt; 1 leaves it to the caller, who
+            may know what other processes have found.
 
     Raises:
-        ValueError: The mixtures have several sample rates.
+        ValueError: There is no mixture, or they have several sample rates.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class FixedMixtures:
         """Return mixture (time,) and sources (source, time), float32.
 
         Raises:
-            ValueError: More mixtures are corrupt than may be.
+            ValueError: More mixtures are corrupt than may be, or all of them.
         """
         epoch, position = divmod(index, len(self.files))
         if epoch != self._epoch:
@@ -79,16 +80,18 @@ class FixedMixtures:
                 return self._cut(item, np.random.default_rng([self.seed, index, 1]))
             except (OSError, soundfile.LibsndfileError, _CorruptError) as error:
                 self._note(item, str(error))
-        raise AssertionError("unreachable: all corrupt is more than the share allowed")
+        raise ValueError(f"all {len(self.files)} mixtures are corrupt; {self._first_faults()}")
 
     def _note(self, item: MixtureFiles, reason: str) -> None:
         self.corrupt[item.name] = reason
         if len(self.corrupt) > self.max_corrupt_share * len(self.files):
-            examples = "; ".join(f"{name}: {fault}" for name, fault in list(self.corrupt.items())[:3])
             raise ValueError(
                 f"{len(self.corrupt)} of {len(self.files)} mixtures are corrupt, more than "
-                f"{self.max_corrupt_share:.0%}; {examples}"
+                f"{self.max_corrupt_share:.0%}; {self._first_faults()}"
             )
+
+    def _first_faults(self) -> str:
+        return "; ".join(f"{name}: {fault}" for name, fault in list(self.corrupt.items())[:3])
 
     def _cut(self, item: MixtureFiles, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         n_samples = self.n_samples or item.n_samples

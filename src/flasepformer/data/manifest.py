@@ -1,6 +1,7 @@
 """Which recordings of single talkers there are: a folder per speaker, or a CSV manifest."""
 
 import csv
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import soundfile
 
 from flasepformer.audio import AUDIO_EXTENSIONS
-from flasepformer.data.mixture_manifest import is_mixture_manifest, read_mixture_manifest
+from flasepformer.data.mixture_manifest import MixtureFiles, is_mixture_manifest, read_mixture_manifest
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,29 @@ def _sources(manifest: Path) -> list[Utterance]:
     return list(longest.values())
 
 
-def check_disjoint(train: Iterable[Utterance], valid: Iterable[Utterance]) -> None:
+def shared_speakers(
+    train: Iterable[Utterance | MixtureFiles], valid: Iterable[Utterance | MixtureFiles]
+) -> list[str]:
+    """Return the speakers that are in both splits, sorted; those whose name is not known are in none."""
+    return sorted((_speakers(train) & _speakers(valid)) - {""})
+
+
+def check_disjoint(
+    train: Iterable[Utterance | MixtureFiles], valid: Iterable[Utterance | MixtureFiles]
+) -> None:
     """Refuse two splits that share a speaker: the score of the second would say nothing about strangers.
 
     Raises:
-        ValueError: Names the shared speakers.
+        ValueError: Names the shared speakers, or says that those of a mixture are not known.
     """
-    shared = {utterance.speaker for utterance in train} & {utterance.speaker for utterance in valid}
-    if shared:
-        names = ", ".join(sorted(shared)[:5]) + (", ..." if len(shared) > 5 else "")
+    train, valid = list(train), list(valid)
+    if "" in _speakers(train) | _speakers(valid):
+        raise ValueError("the speakers of some mixtures are not known, and may be in both splits")
+    if shared := shared_speakers(train, valid):
+        names = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
         raise ValueError(f"{len(shared)} speaker(s) are in both splits: {names}; split by speaker")
+
+
+def _speakers(items: Iterable[Utterance | MixtureFiles]) -> set[str]:
+    names = ((item.speaker,) if isinstance(item, Utterance) else item.speakers for item in items)
+    return set(itertools.chain.from_iterable(names))

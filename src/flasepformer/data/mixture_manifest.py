@@ -85,6 +85,22 @@ def read_mixture_manifest(path: str | Path) -> list[MixtureFiles]:
     return files
 
 
+def read_split(folder: str | Path, split: str) -> list[MixtureFiles]:
+    """Read the manifest `SPLIT.csv` of a set; a split may lie below, such as "train/mix_clean".
+
+    Raises:
+        FileNotFoundError: There is no such manifest.
+        ValueError: It is none of mixtures, or lists none.
+    """
+    path = Path(folder) / f"{split}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no manifest {path}; expected is the folder of manifests that `flasepformer prepare` writes, "
+            f"with one of the split {split!r}"
+        )
+    return read_mixture_manifest(path)
+
+
 def _parse(row: Mapping[str, str], folder: Path, n_sources: int) -> MixtureFiles:
     paths, speakers, utterances, sexes, corpora = (
         tuple(row[f"{column}_{s}"] or "" for s in range(1, n_sources + 1)) for column in _COLUMNS

@@ -2,15 +2,15 @@
 
 from flasepformer.training.loop import train
 from flasepformer.training.losses import magnitude_loss, multi_stage_loss, si_snr_loss
-from flasepformer.training.recipe import OptimizationConfig, Recipe, SpeechConfig, load_recipe, save_recipe
+from flasepformer.training.recipe import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
 from flasepformer.training.run_folder import TrainingError
 from flasepformer.training.schedules import Plateau, learning_rate
 
 __all__ = [
+    "DataConfig",
     "OptimizationConfig",
     "Plateau",
     "Recipe",
-    "SpeechConfig",
     "TrainingError",
     "learning_rate",
     "load_recipe",

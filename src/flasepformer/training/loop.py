@@ -1,4 +1,4 @@
-"""The training loop: a recipe and speech go in, a checkpoint comes out."""
+"""The training loop: a recipe and what it names go in, a checkpoint comes out."""
 
 import contextlib
 import dataclasses
@@ -11,30 +11,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from flasepformer.data import DynamicMixing, SpeechStore, check_disjoint, read_utterances
+from flasepformer.data import Examples, FixedMixtures
 from flasepformer.metrics import best_permutation, pairwise, si_snr
 from flasepformer.models import load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.board import Board
+from flasepformer.training.examples import BatchTable, CorruptMixtures, n_valid_mixtures, open_examples
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
-from flasepformer.training.recipe import NEEDS_EXTRA, Recipe, save_recipe
+from flasepformer.training.recipe import NEEDS_EXTRA, OptimizationConfig, Recipe, save_recipe
 from flasepformer.training.run_folder import RunFolder, TrainingError, unless_disk_full
 from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
 
-_CLEAN: dict[str, Any] = {"noise": (), "rooms": "", "equalization_db": 0.0, "band_limit_probability": 0.0}
-
-VALID_SEED = 1
-"""Of the validation mixtures; the same for every run, so that runs compare."""
+_LONGEST_LOGGED_SECONDS = 10.0
 
 
 def train(
@@ -44,7 +43,8 @@ def train(
 
     The run's folder receives the resolved recipe, `curve.csv`, TensorBoard events, a checkpoint to resume
     from every few minutes and the best weights so far in our format (`best/`). A resumed run continues as if
-    it had never stopped: every random number depends on the seed and the step alone.
+    it had never stopped: every random number depends on the seed and the step alone. A run that is refused
+    leaves nothing.
 
     With several processes (`torchrun`) each takes `batch_size` mixtures; N of them train to the same weights
     as one that accumulates N times as many batches, and, in a network without batch normalisation, as one
@@ -55,6 +55,7 @@ def train(
         recipe: What to train, on what, and how.
         folder: Where the run is kept.
         resume: Continue the run in that folder; its recipe may change in what does not alter the network.
+            One that has reached its end is left as it is.
         speech_cache: Folder that keeps the decoded speech for the next run.
 
     Returns:
@@ -62,42 +63,32 @@ def train(
 
     Raises:
         TrainingError: If the folder holds another run already or none to resume, the loss stays not finite,
-        or no weights could be kept.
-        ValueError: If there is no speech, too much of it is corrupt, or a speaker is in both splits.
+        too many mixtures are corrupt, or no weights could be kept.
+        ValueError: If there is nothing to train on, too much speech is corrupt, or a speaker is in both
+        splits.
     """
     run_folder = RunFolder(folder)
-    accelerator = _accelerator(recipe, run_folder.path)
-    state = run_folder.load_checkpoint() if resume else None
-    if not resume and run_folder.checkpoint is not None:
-        raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
-    with accelerator.main_process_first():  # the first decodes the speech, the others find it in the cache
-        mixings = _mixings(recipe, speech_cache if speech_cache else run_folder.path / "speech-cache")
-
-    torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe).to(accelerator.device)
-    optimizers = build_optimizers(model, recipe.optimization)
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
-    )
-    progress = _Progress()
-    if state is not None:
-        progress = _restore(state, model, average, optimizers)
-        if accelerator.is_main_process:
-            run_folder.cut_curve(progress.step)
-            progress.candidates = run_folder.present(progress.candidates)
-    if accelerator.is_main_process:  # only now: a run that the recipe does not fit keeps its own
-        save_recipe(recipe, run_folder.recipe)
-        (run_folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
-    if recipe.optimization.checkpoint_activations:
-        checkpoint_activations(model)
-    network = accelerator.prepare(_TrainingStep(model).train())
-    optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    run = _Run(recipe, run_folder, accelerator, network, model, average, optimizers, progress)
-    with _stop_on_signals(accelerator.set_trigger), _logging(accelerator):
-        run.loop(*mixings)
-    if accelerator.is_main_process and not run_folder.best.is_dir():
-        raise TrainingError(f"no weights in {run_folder.best}: no validation was finite, or the disk is full")
-    return run_folder.best
+    with run_folder.unmade_if_refused():
+        accelerator = _accelerator(recipe, run_folder.path)
+        state = run_folder.load_checkpoint() if resume else None
+        if not resume and run_folder.checkpoint is not None:
+            raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
+        progress = _Progress.restored(state["progress"]) if state else _Progress()
+        parts = _build(recipe, accelerator.device, state)
+        if end := _end(recipe.optimization, progress):
+            if accelerator.is_main_process:
+                print(f"nothing to do: the run {end}", file=sys.stderr)
+            accelerator.end_training()
+            return _best(run_folder)
+        with accelerator.main_process_first():  # which decodes the speech; the others find it in the cache
+            examples = open_examples(recipe, speech_cache or run_folder.speech_cache)
+        run = _begin(recipe, run_folder, accelerator, parts, progress)
+    with (
+        _stop_on_signals(accelerator.set_trigger),
+        contextlib.closing(Board(accelerator, progress.step)) as board,
+    ):
+        run.loop(*examples, board)
+    return _best(run_folder) if accelerator.is_main_process else run_folder.best
 
 
 @dataclass
@@ -125,6 +116,25 @@ class _Progress:
         return cls(**{**state, "plateau": Plateau(**state.get("plateau", {}))})
 
 
+def _end(optimization: OptimizationConfig, progress: _Progress) -> str:
+    """Say that a run has reached its end, and what would make it go on; empty if it has not."""
+    step, patience = progress.step, optimization.early_stop_epochs
+    if step >= optimization.n_steps:
+        return f"is at step {step} and optimization.n_steps is {optimization.n_steps}; raise it to go on"
+    if 0 < patience <= progress.n_epochs_since_best:
+        return (
+            f"was ended at step {step} by optimization.early_stop_epochs, after {patience} epochs without a "
+            "better one; raise it to go on"
+        )
+    return ""
+
+
+def _best(folder: RunFolder) -> Path:
+    if not folder.best.is_dir():
+        raise TrainingError(f"no weights in {folder.best}: no validation was finite, or the disk is full")
+    return folder.best
+
+
 class _TrainingStep(nn.Module):
     """The network and its loss as one module, which is what runs in parallel."""
 
@@ -140,14 +150,34 @@ class _TrainingStep(nn.Module):
         return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
 
 
-class _Examples(Dataset[tuple[Tensor, Tensor]]):
-    """Dynamic mixing as a table, so that worker processes can fill batches from it."""
+class _Scores(NamedTuple):
+    """Of a validation, means in dB."""
 
-    def __init__(self, mixing: DynamicMixing) -> None:
-        self.mixing = mixing
+    si_snr_improvement_db: float
+    si_snr_db: float
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.mixing.example(index)
+
+@dataclass
+class _Pace:
+    """How fast a run goes, validations and checkpoints aside."""
+
+    n_steps: int = 0
+    seconds: float = 0.0
+    audio_seconds: float = 0.0
+
+    def add(self, seconds: float, audio_seconds: float) -> None:
+        """Take in a step and the mixtures that all processes computed in it."""
+        self.n_steps += 1
+        self.seconds += seconds
+        self.audio_seconds += audio_seconds
+
+    def per_second(self) -> dict[str, float]:
+        """Return the columns of the curve."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "audio_seconds_per_second": round(self.audio_seconds / seconds, 2),
+            "steps_per_second": round(self.n_steps / seconds, 3),
+        }
 
 
 class _Run:
@@ -169,27 +199,36 @@ class _Run:
         self.progress = progress
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self.pace = _Pace()
+        self.corrupt: dict[str, str] = {}
+        """Name and fault of every mixture to train on that this process has found corrupt."""
 
-    def loop(self, mixing: DynamicMixing, valid_mixing: DynamicMixing) -> None:
+    def loop(self, examples: Examples, valid_examples: Examples, board: Board) -> None:
         """Train from the current step to the last one."""
         recipe, progress = self.recipe, self.progress
-        batches = self._batches(mixing)
+        batches = self._batches(examples)
+        count_corrupt = self._corrupt_counter(examples, valid_examples)
         last_save = last_time = time.monotonic()
         while not self._is_done():
+            started = time.monotonic()
             mixtures, sources = next(batches)
             gradient_norm = self._step(mixtures, sources)
+            n_mixtures = len(mixtures) * self.accelerator.num_processes
             progress.step += 1
-            progress.n_heard += len(mixtures) * self.accelerator.num_processes
+            progress.n_heard += n_mixtures
             now = time.monotonic()
             progress.seconds, last_time = progress.seconds + now - last_time, now
+            self.pace.add(now - started, n_mixtures * mixtures.shape[-1] / recipe.model.sample_rate)
             stop = self.accelerator.check_trigger()
-            valid_db = None
+            scores = None
             if progress.step % recipe.epoch_steps == 0 or progress.step == recipe.optimization.n_steps:
-                valid_db = self._validate(valid_mixing)
-                self._take_in(valid_db)
-            if progress.step % recipe.log_every == 0 or valid_db is not None:
-                self._log(gradient_norm, valid_db)
-            averages = valid_db is not None and recipe.optimization.average_best > 1
+                scores = self._validate(valid_examples)
+                self._take_in(scores.si_snr_improvement_db)
+                self._show(valid_examples, board)
+            if progress.step % recipe.log_every == 0 or scores is not None:
+                self._log(gradient_norm, scores, board)
+                count_corrupt()
+            averages = scores is not None and recipe.optimization.average_best > 1
             is_time = time.monotonic() - last_save > 60 * recipe.checkpoint_minutes
             if stop or averages or is_time or self._is_done():
                 last_save = time.monotonic()
@@ -198,23 +237,42 @@ class _Run:
                 raise KeyboardInterrupt
 
     def _is_done(self) -> bool:
-        optimization, progress = self.recipe.optimization, self.progress
-        patience = optimization.early_stop_epochs
-        return progress.step >= optimization.n_steps or 0 < patience <= progress.n_epochs_since_best
+        return bool(_end(self.recipe.optimization, self.progress))
 
-    def _batches(self, mixing: DynamicMixing) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what this process computes in every step left."""
         optimization, accelerator = self.recipe.optimization, self.accelerator
         width = optimization.batch_size * optimization.accumulate_steps
         first = self.progress.n_heard + accelerator.process_index * width
         stride = accelerator.num_processes * width
-        indices = [
-            list(range(first + k * stride, first + k * stride + width))
+        indices = (
+            range(first + k * stride, first + k * stride + width)
             for k in range(optimization.n_steps - self.progress.step)
-        ]
-        loader = DataLoader(_Examples(mixing), batch_sampler=indices, num_workers=self.recipe.data.n_workers)
-        for mixtures, sources in loader:
+        )
+        workers = self.recipe.data.n_workers
+        for batch in DataLoader(BatchTable(examples), sampler=indices, batch_size=None, num_workers=workers):
+            if isinstance(batch, ValueError):
+                raise batch
+            mixtures, sources, corrupt = batch
+            self.corrupt |= corrupt
             yield mixtures.to(accelerator.device), sources.to(accelerator.device)
+
+    def _corrupt_counter(self, examples: Examples, valid_examples: Examples) -> Callable[[], None]:
+        """Return what looks for corrupt mixtures in all processes, and ends a run that has met too many."""
+        data, tell = self.recipe.data, self.accelerator.is_main_process
+        counts = []
+        if isinstance(examples, FixedMixtures):
+            counted = CorruptMixtures(data.train_split, len(examples), data.max_corrupt_share)
+            counts.append((counted, self.corrupt))
+        if isinstance(valid_examples, FixedMixtures):
+            counted = CorruptMixtures(data.valid_split, len(valid_examples), data.max_corrupt_share)
+            counts.append((counted, valid_examples.corrupt))
+
+        def count() -> None:
+            for counted, found in counts:
+                counted.check(found, tell=tell)
+
+        return count
 
     def _step(self, mixtures: Tensor, sources: Tensor) -> float:
         """Take one step of the optimizers; return the norm of the gradient before clipping."""
@@ -294,20 +352,49 @@ class _Run:
         return self.average.module if self.recipe.optimization.average_decay else self.model
 
     @torch.inference_mode()
-    def _validate(self, mixing: DynamicMixing) -> float:
-        """Return the mean SI-SNRi on the validation mixtures, in dB."""
+    def _validate(self, examples: Examples) -> "_Scores":
+        """Return the means over the validation mixtures; one with a silent source has no scores."""
         network = self._validated.eval()
-        total = torch.zeros((), device=self.accelerator.device)
-        n_mixtures = self.recipe.data.n_valid_mixtures
+        totals = torch.zeros(3, device=self.accelerator.device)  # improvement, SI-SNR, mixtures
+        n_mixtures = n_valid_mixtures(self.recipe, examples)
         for index in range(self.accelerator.process_index, n_mixtures, self.accelerator.num_processes):
-            mixture, sources = (t.to(total.device) for t in mixing.example(index))
-            with self.accelerator.autocast():
-                estimates = network(mixture[None])[0].float()
-            scores = pairwise(si_snr, estimates, sources)
+            mixture, sources = (t.to(totals.device) for t in examples.example(index))
+            if not (sources != sources[:, :1]).any(dim=-1).all():
+                continue
+            scores = pairwise(si_snr, self._estimates(network, mixture), sources)
             best = scores.gather(0, best_permutation(scores).unsqueeze(0)).mean()
-            total += best - si_snr(mixture.expand_as(sources), sources).mean()
+            improvement = best - si_snr(mixture.expand_as(sources), sources).mean()
+            totals += torch.stack([improvement, best, torch.ones_like(best)])
         self.model.train()
-        return float(self.accelerator.reduce(total)) / n_mixtures
+        improvement_db, si_snr_db, n_scored = self.accelerator.reduce(totals).tolist()
+        if n_scored < n_mixtures and self.accelerator.is_main_process:
+            silent = f"{n_mixtures - round(n_scored)} of {n_mixtures} validation mixtures"
+            print(f"{silent} have a silent source, and so no score", file=sys.stderr)
+        if n_scored == 0:
+            return _Scores(math.nan, math.nan)
+        return _Scores(improvement_db / n_scored, si_snr_db / n_scored)
+
+    @torch.inference_mode()
+    def _show(self, examples: Examples, board: Board) -> None:
+        """Show the first validation mixtures, or how they begin, on TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        network, sample_rate = self._validated.eval(), self.recipe.model.sample_rate
+        n_mixtures = min(self.recipe.n_logged_mixtures, n_valid_mixtures(self.recipe, examples))
+        n_samples = round(_LONGEST_LOGGED_SECONDS * sample_rate)
+        for index in range(n_mixtures):
+            tracks = (track[..., :n_samples] for track in examples.example(index))
+            mixture, sources = (track.to(self.accelerator.device) for track in tracks)
+            estimates = self._estimates(network, mixture)
+            scores = pairwise(si_snr, estimates, sources).nan_to_num(0.0)
+            ordered = estimates[best_permutation(scores)]
+            board.mixture(f"mixture_{index + 1}", mixture, sources, ordered, sample_rate, self.progress.step)
+        self.model.train()
+
+    def _estimates(self, network: nn.Module, mixture: Tensor) -> Tensor:
+        """Separate one mixture (time,) into estimates (source, time)."""
+        with self.accelerator.autocast():
+            return network(mixture[None])[0].float()
 
     def _take_in(self, valid_db: float) -> None:
         """Let the schedules know how an epoch ended, and keep its weights if they are among the best."""
@@ -350,8 +437,9 @@ class _Run:
         known = {"description": recipe.description, "licence": recipe.licence, "step": self.progress.step}
         return {**known, **scores}
 
-    def _log(self, gradient_norm: float, valid_db: float | None) -> None:
+    def _log(self, gradient_norm: float, scores: "_Scores | None", board: Board) -> None:
         progress = self.progress
+        improvement_db = None if scores is None else round(scores.si_snr_improvement_db, 3)
         row = {
             "step": progress.step,
             "hours_heard": round(progress.n_heard * self.recipe.mixing.segment_seconds / 3600, 3),
@@ -359,15 +447,20 @@ class _Run:
             "learning_rate": round(self.learning_rate(), 8),
             "train_loss_db": round(progress.sum_losses / max(progress.n_losses, 1), 3),
             "gradient_norm": round(gradient_norm, 3),
-            "valid_si_snr_improvement_db": None if valid_db is None else round(valid_db, 3),
+            "valid_si_snr_improvement_db": improvement_db,
             "best_db": round(progress.best_db, 3) if math.isfinite(progress.best_db) else None,
+            **self.pace.per_second(),
         }
         progress.n_losses, progress.sum_losses = 0, 0.0
+        self.pace = _Pace()
+        if not self.accelerator.is_main_process:
+            return
         known = {key: value for key, value in row.items() if value is not None}
-        if self.accelerator.is_main_process:
-            self.folder.append_to_curve(row)
-            print("  ".join(f"{key} {value}" for key, value in known.items()), flush=True)
-        self.accelerator.log(known, step=progress.step)
+        self.folder.append_to_curve(row)
+        print("  ".join(f"{key} {value}" for key, value in known.items()), flush=True)
+        if scores is not None:
+            known["valid_loss_db"] = -scores.si_snr_db
+        board.numbers(known, progress.step)
 
     def _save(self) -> None:
         """Write the checkpoint to resume from, then drop the candidates that it no longer names."""
@@ -400,37 +493,35 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     )
 
 
-def _mixings(recipe: Recipe, cache: str | Path) -> tuple[DynamicMixing, DynamicMixing]:
-    """Return the mixtures to train on and those to validate on."""
-    data = recipe.data
-    if not data.speech:
-        raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
-    exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
-    names = (data.train_split, data.valid_split)
-    splits = [read_utterances(data.speech, name, exclude=exclude) for name in names]
-    check_disjoint(*splits)
-    stores = [
-        SpeechStore.load(split, recipe.model.sample_rate, cache=cache, progress=True) for split in splits
-    ]
-    for name, split, store in zip(names, splits, stores, strict=True):
-        if store.n_corrupt:
-            print(f"{name}: skipped {store.n_corrupt} corrupt of {len(split)} recordings", file=sys.stderr)
-        if store.n_corrupt > data.max_corrupt_share * len(split):
-            raise ValueError(
-                f"{store.n_corrupt} of {len(split)} recordings of split {name!r} are corrupt, more than "
-                f"data.max_corrupt_share {data.max_corrupt_share}; mend them or leave them out"
-            )
-    valid_config = dataclasses.replace(
-        recipe.mixing,
-        segment_seconds=data.valid_segment_seconds,
-        speed_range=(1.0, 1.0),
-        absent_probability=0.0,  # a silent source has no SI-SNR
-        **(_CLEAN if data.valid_clean else {}),
+_Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
+
+
+def _build(recipe: Recipe, device: torch.device, state: dict[str, Any] | None) -> _Parts:
+    """Return the network, its running average and its optimizers, as they were at that state, or new."""
+    torch.manual_seed(recipe.seed)
+    model = _initial_model(recipe).to(device)
+    optimizers = build_optimizers(model, recipe.optimization)
+    average = AveragedModel(
+        model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
     )
-    return (
-        DynamicMixing(stores[0], recipe.mixing, recipe.seed, cache=cache),
-        DynamicMixing(stores[1], valid_config, VALID_SEED, cache=cache),
-    )
+    if state is not None:
+        _restore(state, model, average, optimizers)
+    return model, average, optimizers
+
+
+def _begin(recipe: Recipe, folder: RunFolder, accelerator: Any, parts: _Parts, progress: _Progress) -> "_Run":
+    """Return a run that can begin, with its recipe in its folder."""
+    model, average, optimizers = parts
+    if accelerator.is_main_process:  # only now: a run that the recipe does not fit keeps its own
+        folder.cut_curve(progress.step)
+        progress.candidates = folder.present(progress.candidates)
+        save_recipe(recipe, folder.recipe)
+        (folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
+    if recipe.optimization.checkpoint_activations:
+        checkpoint_activations(model)
+    network = accelerator.prepare(_TrainingStep(model).train())
+    prepared = [accelerator.prepare(optimizer) for optimizer in optimizers]
+    return _Run(recipe, folder, accelerator, network, model, average, prepared, progress)
 
 
 def _initial_model(recipe: Recipe) -> Any:
@@ -450,7 +541,7 @@ def _initial_model(recipe: Recipe) -> Any:
 
 def _restore(
     state: dict[str, Any], model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> _Progress:
+) -> None:
     try:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -460,7 +551,6 @@ def _restore(
         raise TrainingError(
             "the run is of another network or optimizer than the recipe's; the recipe.yaml in its folder fits"
         ) from error
-    return _Progress.restored(state["progress"])
 
 
 def _environment(accelerator: Any) -> str:
@@ -470,15 +560,6 @@ def _environment(accelerator: Any) -> str:
         f"device {accelerator.device}, {accelerator.num_processes} processes "
         f"of {torch.get_num_threads()} threads\nstarted {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
     )
-
-
-@contextlib.contextmanager
-def _logging(accelerator: Any) -> Iterator[None]:
-    accelerator.init_trackers("tensorboard")
-    try:
-        yield
-    finally:
-        accelerator.end_training()
 
 
 @contextlib.contextmanager

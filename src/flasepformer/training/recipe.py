@@ -1,6 +1,8 @@
 """A training run as data: what is trained, on what, and how; read from YAML, saved with the run."""
 
 import dataclasses
+import difflib
+import functools
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,33 +22,58 @@ NEEDS_EXTRA = 'training needs the extra "train": pip install "flasepformer[train
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechConfig:
-    """Where the single-talker speech is."""
+class DataConfig:
+    """What is trained and validated on: mixtures drawn anew from single talkers, or fixed ones on disk."""
 
+    train_on: Literal["speech", "mixtures"] = "speech"
+    """Draw mixtures anew from `speech` for every step (dynamic mixing), or take segments of `mixtures`."""
+    validate_on: Literal["speech", "mixtures"] = "speech"
+    """Draw mixtures from `speech` once and for all, or take those of `mixtures`."""
     speech: str = ""
-    """A folder with a folder per speaker, or a CSV manifest; see `data.read_utterances`."""
+    """Single talkers: a folder with a folder per speaker, or a CSV manifest; or a folder of manifests of
+    mixtures, whose sources are taken. See `data.read_utterances`."""
+    mixtures: str = ""
+    """Fixed mixtures: a folder of manifests, `SPLIT.csv`, as `flasepformer prepare` writes it."""
     train_split: str = "train"
     """Split that is trained on."""
     valid_split: str = "valid"
     """Split that is validated on; none of its speakers may be in the other."""
+    allow_shared_speakers: bool = False
+    """Let speakers be in both of these splits.
+
+    For sets that are published so: the speakers of `cv` in WSJ0-2mix, WHAM! and WHAMR! are those of `tr`, and
+    results are published for the weights that `cv` chose. Such a validation tells one step from another, and
+    says nothing of strangers. Their test speakers are others; training opens no test split. The splits of
+    LibriMix share nobody."""
     exclude_licences: tuple[str, ...] = ()
-    """Leave out the recordings under these licences."""
+    """Leave out the recordings of `speech` under these licences."""
     n_valid_mixtures: int = 100
-    """Fixed mixtures that the model is validated on."""
+    """Fixed mixtures that the model is validated on; of `mixtures` at most so many, drawn at random, and 0
+    takes all."""
     valid_segment_seconds: float = 4.0
-    """Length of those mixtures, whatever the length that is trained on."""
+    """Length of those mixtures, whatever the length that is trained on; 0 takes those of `mixtures` whole."""
     valid_clean: bool = False
-    """Validate on clean speech, even if `mixing` adds noise, rooms, equalization or band limits."""
+    """Validate on clean `speech`, even if `mixing` adds noise, rooms, equalization or band limits."""
     n_workers: int = 0
-    """Processes that mix; 0 mixes in the training process."""
+    """Processes that mix or read; 0 does it in the training process."""
     max_corrupt_share: float = 0.01
-    """Share of a split's recordings that may be unreadable or silent; with more the run does not begin."""
+    """Share of a split that may be corrupt: recordings of `speech` that are unreadable or silent, with more
+    the run does not begin; or `mixtures` that are not as their manifest says, with more the run ends."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_corrupt_share <= 0.01:
             raise ValueError(f"max_corrupt_share must be from 0 to 0.01, got {self.max_corrupt_share}")
-        if self.n_valid_mixtures < 1:
-            raise ValueError(f"n_valid_mixtures must be at least 1, got {self.n_valid_mixtures}")
+        is_fixed = self.validate_on == "mixtures"
+        least, which = (0, "") if is_fixed else (1, " where mixtures are drawn from speech")
+        if self.n_valid_mixtures < least:
+            raise ValueError(f"n_valid_mixtures must be at least {least}{which}, got {self.n_valid_mixtures}")
+        if self.valid_segment_seconds < 0 or (self.valid_segment_seconds == 0 and not is_fixed):
+            raise ValueError(
+                f"valid_segment_seconds must be {'at least 0' if is_fixed else 'positive' + which}, "
+                f"got {self.valid_segment_seconds}"
+            )
+        if self.valid_clean and is_fixed:
+            raise ValueError("valid_clean is for validation on speech; fixed mixtures stay as they are")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +156,11 @@ class Recipe:
     """Start from these weights, a checkpoint of the same config; empty starts from random ones."""
     fourier_filters: bool = False
     """Start from filters that are a windowed Fourier basis, not from random ones; a SepReformer can."""
-    data: SpeechConfig = field(default_factory=SpeechConfig)
-    """The speech."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The speech, or the mixtures."""
     mixing: DynamicMixingConfig = field(default_factory=DynamicMixingConfig)
-    """The mixtures."""
+    """How mixtures are drawn from speech. Of this, `n_sources` and `segment_seconds` hold for fixed mixtures
+    that are trained on, too."""
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     """The training."""
     validate_every: int = 1000
@@ -143,6 +171,8 @@ class Recipe:
     """Steps between two rows of the curve."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints to resume from."""
+    n_logged_mixtures: int = 2
+    """Validation mixtures whose tracks and spectrograms go to TensorBoard at every validation."""
     description: str = ""
     """One sentence for the model's card."""
     licence: str = ""
@@ -154,6 +184,16 @@ class Recipe:
                 "model.n_sources and mixing.n_sources must agree, "
                 f"got {self.model.n_sources} and {self.mixing.n_sources}"
             )
+        if self.data.train_on == self.data.validate_on == "mixtures":
+            usual = DynamicMixingConfig(
+                n_sources=self.mixing.n_sources, segment_seconds=self.mixing.segment_seconds
+            )
+            names = (field.name for field in dataclasses.fields(usual))
+            idle = [f"mixing.{name}" for name in names if getattr(self.mixing, name) != getattr(usual, name)]
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: of no effect, as no mixture is drawn from speech")
+        if self.n_logged_mixtures < 0:
+            raise ValueError(f"n_logged_mixtures must not be negative, got {self.n_logged_mixtures}")
         if self.fourier_filters and self.family != "sepreformer":
             raise ValueError(f"fourier_filters is for the family sepreformer, not {self.family}")
         if self.epoch_steps < 1:
@@ -170,11 +210,22 @@ class Recipe:
         return self.steps_per_epoch or self.validate_every
 
 
+_READING_KEYS = ("base", "family", "model_name")
+"""What a recipe can say besides the fields of `Recipe`."""
+_SECTIONS: dict[str, Any] = {
+    "data": DataConfig,
+    "mixing": DynamicMixingConfig,
+    "optimization": OptimizationConfig,
+}
+"""Whose keys stand under the key of the section; `model` is one more, whose config the family decides."""
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Beside the fields of `Recipe` it may say `family`, which decides what `model` has for fields, or
     `model_name`, a name such as "fla-sepreformer-b" that fills them in; what stands under `model` goes first.
+    And it may say `base`, another recipe (relative to its own folder) of which it changes what it says.
 
     Args:
         path: YAML; an unknown key is an error, a missing one takes its default.
@@ -184,18 +235,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown or a value is not of its type or out of its range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
-    settings = _top_level(path, overrides)
+    documents = _with_bases(Path(path))
+    settings = _top_level(documents, overrides)
     family, fields = _network(settings.get("family"), settings.get("model_name"))
+    keys = _keys(family)
+    for part, document in documents.items():
+        for key in _flat(document):
+            _check_known(key, keys, str(part))
+    for override in overrides:
+        _check_known(override.partition("=")[0], keys, f"setting {override}")
     parser = _parser(family, fields)
-    arguments = [f"--config={path}", *(f"--{override}" for override in overrides)]
-    try:
-        values = vars(parser.instantiate(parser.parse_args(arguments)))
-    except ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from error
+    arguments = {f"--config={part}": str(part) for part, document in documents.items() if document}
+    arguments |= {f"--{override}": f"setting {override}" for override in overrides}
+    values = vars(parser.instantiate(_parse(parser, arguments)))
     return Recipe(**{key.name: values[key.name] for key in dataclasses.fields(Recipe)})
+
+
+def _parse(parser: Any, arguments: Mapping[str, str]) -> Any:
+    """Parse arguments, each with its name for a person; the last one that is added blames itself."""
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        *before, last = arguments.items()
+        if before:
+            _parse(parser, dict(before))
+        raise ValueError(f"{last[1]}: {' '.join(str(error).split())}") from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -214,8 +278,22 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _top_level(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the top-level settings that decide how the others are read."""
+def _with_bases(path: Path) -> dict[Path, dict[str, Any]]:
+    """Return what a recipe says, after what the recipe that it is based on says, and so on."""
+    documents: dict[Path, dict[str, Any]] = {}
+    part: Path | None = path
+    while part is not None:
+        if part.resolve() in map(Path.resolve, documents):
+            raise ValueError(f"{path} is based on itself, by {' and '.join(map(str, documents))}")
+        documents[part] = _read(part)
+        base = documents[part].get("base")
+        part = part.parent / str(base) if base else None
+    return dict(reversed(documents.items()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
     try:
         import yaml
     except ImportError as error:
@@ -226,16 +304,47 @@ def _top_level(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(settings).__name__}")
-    known = {field.name for field in dataclasses.fields(Recipe)} | {"family", "model_name"}
+    for section in ("model", *_SECTIONS):
+        if not isinstance(settings.get(section, {}), dict):
+            raise ValueError(f"{path}: {section} must hold keys and values, got {settings[section]!r}")
+    return settings
+
+
+def _top_level(documents: Mapping[Path, Mapping[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the top-level settings that decide how the others are read."""
+    settings: dict[str, Any] = {}
+    for document in documents.values():
+        settings |= document
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or key.split(".")[0] not in known:
+        if not equals or not key or key in ("base", "model", *_SECTIONS):
             raise ValueError(f"a setting is a key of the recipe and its value, KEY=VALUE, got {override!r}")
         settings[key] = value
-    for section in ("model", "data", "mixing", "optimization"):
-        if not isinstance(settings.get(section, {}), dict):
-            raise ValueError(f"{section} must hold keys and values, got {settings[section]!r}")
     return settings
+
+
+def _flat(settings: Mapping[Any, Any]) -> list[str]:
+    """Return the keys of a recipe, those of a section with its name before them."""
+    keys = []
+    for key, value in settings.items():
+        keys += [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
+    return keys
+
+
+def _keys(family: str) -> list[str]:
+    """Return what a recipe for a network of that family can say."""
+    sections = {"model": FAMILIES[family][0], **_SECTIONS}
+    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in sections]
+    for name, config in sections.items():
+        keys += [f"{name}.{field.name}" for field in dataclasses.fields(config)]
+    return [*keys, *_READING_KEYS]
+
+
+def _check_known(key: str, keys: Sequence[str], where: str) -> None:
+    if key not in keys:
+        near = difflib.get_close_matches(key, keys, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{where}: there is no key {key}{hint}")
 
 
 def _network(family: Any, model_name: Any) -> tuple[str, Mapping[str, Any]]:
@@ -246,12 +355,17 @@ def _network(family: Any, model_name: Any) -> tuple[str, Mapping[str, Any]]:
         return family or DEFAULT_FAMILY, {}
     if model_name not in registered_names():
         raise ValueError(f"model_name must be one of {', '.join(registered_names())}, got {model_name!r}")
-    with torch.device("meta"):  # nothing is allocated
-        config = build_model(model_name).config
+    config = _registered_config(model_name)
     found = next(name for name, (config_class, _) in FAMILIES.items() if isinstance(config, config_class))
     if family not in (None, found):
         raise ValueError(f"model_name {model_name} is of the family {found}, but family says {family}")
     return found, vars(config)
+
+
+@functools.cache
+def _registered_config(model_name: str) -> Any:
+    with torch.device("meta"):  # nothing is allocated
+        return build_model(model_name).config
 
 
 def _parser(family: str, fields: Mapping[str, Any]) -> Any:
@@ -261,8 +375,8 @@ def _parser(family: str, fields: Mapping[str, Any]) -> Any:
         raise ImportError(NEEDS_EXTRA) from error
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--family", type=str)
-    parser.add_argument("--model_name", type=str)
+    for key in _READING_KEYS:
+        parser.add_argument(f"--{key}", type=str)
     parser.add_class_arguments(Recipe, skip={"model"})
     parser.add_class_arguments(FAMILIES[family][0], "model")
     parser.set_defaults({f"model.{name}": value for name, value in fields.items()})

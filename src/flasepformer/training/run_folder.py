@@ -1,5 +1,6 @@
 """The files of a run: each appears whole or not at all, and a full disk costs a file, never the run."""
 
+import contextlib
 import csv
 import errno
 import io
@@ -7,7 +8,7 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ BEST_FOLDER = "best"
 CANDIDATES_FOLDER = "candidates"
 CURVE_FILE = "curve.csv"
 RECIPE_FILE = "recipe.yaml"
+SPEECH_CACHE_FOLDER = "speech-cache"
 
 CURVE_COLUMNS = (
     "step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
-    "valid_si_snr_improvement_db", "best_db",
+    "valid_si_snr_improvement_db", "best_db", "audio_seconds_per_second", "steps_per_second",
 )  # fmt: skip
 
 
@@ -39,10 +41,28 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        self.best, self.recipe, self.curve = (
-            self.path / name for name in (BEST_FOLDER, RECIPE_FILE, CURVE_FILE)
+        self.best, self.recipe, self.curve, self.speech_cache = (
+            self.path / name for name in (BEST_FOLDER, RECIPE_FILE, CURVE_FILE, SPEECH_CACHE_FOLDER)
         )
+        self._had_cache = self.speech_cache.exists()
+
+    @contextlib.contextmanager
+    def unmade_if_refused(self) -> Iterator[None]:
+        """Leave nothing of a run that does not begin: no folder, and no speech decoded for it.
+
+        An interrupt is no refusal: the next attempt finds the speech that was decoded.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, Exception) and not self._had_cache:
+                shutil.rmtree(self.speech_cache, ignore_errors=True)
+            for folder in self._made:
+                with contextlib.suppress(OSError):  # something else is in it
+                    folder.rmdir()
+            raise
 
     def candidate(self, step: int) -> Path:
         """Return the folder for the weights that were validated after a step."""
@@ -129,7 +149,10 @@ class RunFolder:
         unless_disk_full(write)
 
     def cut_curve(self, step: int) -> None:
-        """Drop the rows beyond a step: a run that is resumed there writes them again."""
+        """Drop the rows beyond a step: a run that goes on from there writes them again.
+
+        Columns that an older version did not write stay empty.
+        """
         if not self.curve.exists():
             return
         with self.curve.open(newline="", encoding="utf-8") as file:
@@ -143,11 +166,11 @@ class RunFolder:
 
 
 def unless_disk_full(write: Callable[[], object]) -> bool:
-    """Write a file of the run; return False, and say so, if the disk is full."""
+    """Write a file of the run; return False, and say so, if the disk or the quota is full."""
     try:
         write()
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise
         print(f"disk full, the run goes on without this file: {error}", file=sys.stderr)
         return False

@@ -1,0 +1,207 @@
+"""What a run is trained and validated on, as its recipe says: fixed mixtures, or ones drawn from speech."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flasepformer.data import (
+    DynamicMixing,
+    DynamicMixingConfig,
+    Examples,
+    FixedMixtures,
+    MixtureFiles,
+    SpeechStore,
+    Utterance,
+    check_disjoint,
+    read_split,
+    read_utterances,
+    shared_speakers,
+)
+from flasepformer.training.recipe import DataConfig, Recipe
+from flasepformer.training.run_folder import TrainingError
+
+VALID_SEED = 1
+"""Of the validation mixtures; the same for every run, so that runs compare."""
+
+_CLEAN: dict[str, Any] = {"noise": (), "rooms": "", "equalization_db": 0.0, "band_limit_probability": 0.0}
+
+
+def open_examples(recipe: Recipe, cache: str | Path) -> tuple[Examples, Examples]:
+    """Return what to train on and what to validate on.
+
+    Args:
+        recipe: Its `data` and `mixing` decide.
+        cache: Folder that keeps the decoded speech.
+
+    Raises:
+        FileNotFoundError: There is no such speech, or no such manifest.
+        ValueError: The recipe names none, a speaker is in both splits, the mixtures are not for this model,
+            or too many recordings are corrupt.
+    """
+    data, mixing = recipe.data, recipe.mixing
+    train = _list(recipe, data.train_on, data.train_split)
+    valid = _list(recipe, data.validate_on, data.valid_split)
+    _check_speakers(data, train, valid)
+    valid_seconds = data.valid_segment_seconds or None
+    return (
+        _open(recipe, train, mixing.segment_seconds, mixing, recipe.seed, cache),
+        _open(recipe, valid, valid_seconds, _valid_mixing(recipe), VALID_SEED, cache),
+    )
+
+
+def n_valid_mixtures(recipe: Recipe, examples: Examples) -> int:
+    """Return how many mixtures a validation takes."""
+    n_mixtures = recipe.data.n_valid_mixtures
+    if not isinstance(examples, FixedMixtures):
+        return n_mixtures
+    return min(n_mixtures or len(examples), len(examples))
+
+
+Batch = tuple[Tensor, Tensor, Mapping[str, str]]
+"""Mixtures (batch, time), sources (batch, source, time), and name and fault of the corrupt mixtures that this
+process has met so far."""
+
+
+class BatchTable(Dataset[Batch | ValueError]):
+    """Batches by the indices of their examples, so that worker processes can make them.
+
+    An error is returned, not raised: one that a worker raises arrives with a traceback in its message.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples = examples
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch | ValueError:
+        try:
+            mixtures, sources = zip(*map(self.examples.example, indices), strict=True)
+        except ValueError as error:
+            return error
+        corrupt = dict(self.examples.corrupt) if isinstance(self.examples, FixedMixtures) else {}
+        return torch.stack(mixtures), torch.stack(sources), corrupt
+
+
+class CorruptMixtures:
+    """Counts the corrupt mixtures of a split over all processes, and ends a run that has too many.
+
+    Args:
+        split: Its name.
+        n_mixtures: How many it has.
+        max_share: Largest share of them that may be corrupt.
+    """
+
+    def __init__(self, split: str, n_mixtures: int, max_share: float) -> None:
+        self.split, self.n_mixtures, self.max_share = split, n_mixtures, max_share
+        self.found: dict[str, str] = {}
+
+    def check(self, found: Mapping[str, str], *, tell: bool) -> None:
+        """Take in what this process has found; every process must call this at the same steps.
+
+        Args:
+            found: Name and fault of each corrupt mixture.
+            tell: Say on stderr what is new.
+
+        Raises:
+            TrainingError: There are more than may be.
+        """
+        from accelerate.utils import gather_object
+
+        everywhere = dict(sorted(gather_object(list(found.items()))))
+        new = {name: fault for name, fault in everywhere.items() if name not in self.found}
+        self.found |= new
+        faults = "; ".join(f"{name}: {fault}" for name, fault in list(new.items())[:3])
+        counted = f"{len(self.found)} of {self.n_mixtures} mixtures of split {self.split!r} are corrupt"
+        if new and tell:
+            print(f"{counted} and replaced by others; new: {faults}", file=sys.stderr)
+        if len(self.found) > self.max_share * self.n_mixtures:
+            raise TrainingError(
+                f"{counted}, more than data.max_corrupt_share {self.max_share}; {faults}; "
+                "mend them, or leave them out of the manifest"
+            )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What there is of a split: recordings of single talkers, or mixtures."""
+
+    name: str
+    utterances: Sequence[Utterance] = ()
+    mixtures: Sequence[MixtureFiles] = ()
+
+    @property
+    def items(self) -> list[Utterance | MixtureFiles]:
+        return [*self.utterances, *self.mixtures]
+
+
+def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _Split:
+    data, model = recipe.data, recipe.model
+    if kind == "speech":
+        if not data.speech:
+            raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
+        exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
+        return _Split(split, utterances=read_utterances(data.speech, split, exclude=exclude))
+    if not data.mixtures:
+        raise ValueError("the recipe names no mixtures; set data.mixtures to a folder of manifests")
+    mixtures = read_split(data.mixtures, split)
+    found = {(item.sample_rate, len(item.sources)) for item in mixtures}
+    if found != {(model.sample_rate, model.n_sources)}:
+        kinds = " and ".join(f"{n} talkers at {rate} Hz" for rate, n in sorted(found))
+        raise ValueError(
+            f"the mixtures of split {split!r} of {data.mixtures} have {kinds}, "
+            f"the model separates {model.n_sources} at {model.sample_rate} Hz"
+        )
+    return _Split(split, mixtures=mixtures)
+
+
+def _check_speakers(data: DataConfig, train: _Split, valid: _Split) -> None:
+    if not data.allow_shared_speakers:
+        try:
+            check_disjoint(train.items, valid.items)
+        except ValueError as error:
+            reason = f"{error}; data.allow_shared_speakers is for sets that are published so"
+            raise ValueError(reason) from error
+    elif shared := shared_speakers(train.items, valid.items):
+        print(
+            f"{len(shared)} speakers are in both {train.name!r} and {valid.name!r}, as the recipe allows: "
+            "the validation says nothing of strangers",
+            file=sys.stderr,
+        )
+
+
+def _valid_mixing(recipe: Recipe) -> DynamicMixingConfig:
+    data = recipe.data
+    return dataclasses.replace(
+        recipe.mixing,
+        segment_seconds=data.valid_segment_seconds or recipe.mixing.segment_seconds,
+        speed_range=(1.0, 1.0),
+        absent_probability=0.0,  # a silent source has no SI-SNR
+        **(_CLEAN if data.valid_clean else {}),
+    )
+
+
+def _open(
+    recipe: Recipe,
+    split: _Split,
+    segment_seconds: float | None,
+    mixing: DynamicMixingConfig,
+    seed: int,
+    cache: str | Path,
+) -> Examples:
+    if split.mixtures:  # how many may be corrupt is counted over all processes, by `CorruptMixtures`
+        return FixedMixtures(split.mixtures, segment_seconds, seed, max_corrupt_share=1.0)
+    n_all, max_share = len(split.utterances), recipe.data.max_corrupt_share
+    store = SpeechStore.load(split.utterances, recipe.model.sample_rate, cache=cache, progress=True)
+    if store.n_corrupt:
+        print(f"{split.name}: skipped {store.n_corrupt} corrupt of {n_all} recordings", file=sys.stderr)
+    if store.n_corrupt > max_share * n_all:
+        raise ValueError(
+            f"{store.n_corrupt} of {n_all} recordings of split {split.name!r} are corrupt, more than "
+            f"data.max_corrupt_share {max_share}; mend them or leave them out"
+        )
+    return DynamicMixing(store, mixing, seed, cache=cache)
