@@ -1,0 +1,148 @@
+"""The script that measures a model for its card, on seconds of synthetic speech."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from flasepformer.data import make_mixture_list, read_utterances, render
+from flasepformer.evaluation import load_result, read_scores
+from flasepformer.models import SepReformer, SepReformerConfig, save_model
+
+_specification = importlib.util.spec_from_file_location(
+    "measure", Path(__file__).parents[2] / "recipes" / "measure.py"
+)
+measure = importlib.util.module_from_spec(_specification)
+sys.modules["measure"] = measure
+_specification.loader.exec_module(measure)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """Return a manifest of four talkers of the test split, two women and two men: tones that come and go."""
+    root = tmp_path_factory.mktemp("speech")
+    columns = ("path", "split", "speaker", "duration_s", "sex", "corpus", "licence")
+    with (root / "MANIFEST.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for number, (speaker, sex) in enumerate({"anna": "F", "ben": "M", "cleo": "F", "dan": "M"}.items()):
+            moments = np.arange(6000) / 8000
+            voice = sum(np.sin(2 * np.pi * (100 + 37 * number) * n * moments) / n for n in range(1, 9))
+            soundfile.write(root / f"{speaker}.wav", 0.1 * voice * np.sin(9 * moments) ** 2, 8000)
+            writer.writerow([f"{speaker}.wav", "test", speaker, 0.75, sex, "tones", "CC0"])
+    rng = np.random.default_rng(0)
+    for folder in ("rain", "street"):
+        (root / folder).mkdir()
+        soundfile.write(root / folder / "a.wav", 0.01 * rng.standard_normal(20_000), 8000)
+    return root
+
+
+def save_tiny(path, seed):
+    torch.manual_seed(seed)
+    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
+    save_model(SepReformer(tiny), path)
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Return a folder of two checkpoints of a small network."""
+    save_tiny(tmp_path / "models" / "new", seed=0)
+    save_tiny(tmp_path / "models" / "old", seed=1)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def run(speech, models, tmp_path, monkeypatch):
+    """Return a function that measures the two models, and gives the rows of the table."""
+    monkeypatch.setattr("flasepformer.evaluation.statistics.N_RESAMPLES", 10)  # intervals take most of it
+
+    def measured(*options, model="new"):
+        arguments = [
+            str(models / model), "--baseline", str(models / "old"), "--speech", str(speech / "MANIFEST.csv"),
+            "--noise", str(speech / "rain"), str(speech / "street"), "--out", str(tmp_path / "out"),
+            "--count", "3", "--others", "2", *options,
+        ]  # fmt: skip
+        measure.main(arguments)
+        with (tmp_path / "out" / "measured.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    return measured
+
+
+def test_noise_has_the_level_it_is_said_to_have(speech):
+    specs = make_mixture_list(read_utterances(speech / "MANIFEST.csv", "test"), 3, 0)
+    clean = measure.MixtureList(specs, 8000)
+    noise = measure.load_noise([speech / "rain", speech / "street"], 8000)
+    noisy = measure.NoisyMixtures(clean, noise, (5.0, 5.0), 0)
+    for k in range(3):
+        item, (mixture, sources) = noisy[k], render(specs[k], 8000)
+        torch.testing.assert_close(item.sources, sources)
+        added = item.mixture - mixture
+        assert 10 * torch.log10(mixture.square().mean() / added.square().mean()) == pytest.approx(5, abs=1e-3)
+        torch.testing.assert_close(noisy[k].mixture, item.mixture)
+    assert not torch.equal(noisy[0].mixture - clean[0].mixture, noisy[1].mixture - clean[1].mixture)
+
+
+def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path, capsys):
+    rows = run("--conditions", "clean", "noise", "rooms", "single")
+    out = tmp_path / "out"
+    assert {(row["condition"], row["model"]) for row in rows} == {
+        (condition, model) for condition in measure.SCORED for model in ("new", "old")
+    }
+    assert [row["n_mixtures"] for row in rows if row["group"] == "all"] == ["3"] * 2 + ["2"] * 4 + ["4"] * 2
+    by_hand = read_scores(out / "clean" / "new" / "scores.csv")
+    whole = next(row for row in rows if row["condition"] == "clean" and row["group"] == "all")
+    same = next(row for row in rows if row["condition"] == "clean" and row["group"] == "same sex")
+    values = [row.mean("si_snr_improvement") for row in by_hand]
+    assert float(whole["si_snr_improvement"]) == pytest.approx(np.mean(values), abs=1e-3)
+    alike = [
+        value for value, row in zip(values, by_hand, strict=True) if row.groups["sexes"] in ("F-F", "M-M")
+    ]
+    assert int(same["n_mixtures"]) == len(alike) == 2
+    assert float(same["si_snr_improvement"]) == pytest.approx(np.mean(alike), abs=1e-3)
+    leaks = [row.scores["leakage"][0] for row in read_scores(out / "single" / "old" / "scores.csv")]
+    alone = next(row for row in rows if row["condition"] == "single" and row["model"] == "old")
+    assert float(alone["leak_50_percent"]) == pytest.approx(np.median(leaks), abs=1e-3)
+    clean, noise = (load_result(out / name / "new").rows for name in ("clean", "noise"))
+    assert [row.name for row in noise] == [row.name for row in clean[:2]]
+    assert all(
+        first.mean("mixture_si_snr") > second.mean("mixture_si_snr")
+        for first, second in zip(clean, noise, strict=False)
+    )
+    text = (out / "measured.md").read_text()
+    assert text in capsys.readouterr().out
+    assert f"| clean, all | 3 | {float(whole['mixture_si_snr']):.2f} |" in text
+    content = json.loads((out / "measured.json").read_text())
+    assert content["sets"]["noise"]["noise"] == ["rain", "street"]
+    assert str(tmp_path) not in json.dumps(content) + "".join(
+        p.read_text() for p in out.rglob("summary.json")
+    )
+
+
+def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(run, models, tmp_path, capsys):
+    run("--conditions", "clean")
+    first = (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns
+    run("--conditions", "clean", "single")
+    assert "clean, new: measured already" in capsys.readouterr().err
+    assert (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns == first
+    with pytest.raises(SystemExit, match="other weights or another set"):
+        run("--conditions", "clean", "--count", "2")
+    save_tiny(models / "new", seed=2)
+    with pytest.raises(SystemExit, match="other weights or another set"):
+        run("--conditions", "clean")
+    rows = run("--conditions", "clean", "--count", "2", "--overwrite")
+    assert [row["n_mixtures"] for row in rows if row["condition"] == "clean" and row["group"] == "all"] == [
+        "2"
+    ] * 2
+    assert [row["condition"] for row in rows][-2:] == ["single", "single"]
+
+
+def test_two_models_of_one_name_need_a_label(run):
+    with pytest.raises(SystemExit):
+        run(model="old")
