@@ -362,7 +362,8 @@ def export(run: Path, out: Path, recipe: Recipe, log: Path | None, limits: Limit
             _write(out / CONFIG_FILE, config),
             *_write_parts(weights, out, WEIGHTS_FILE, limits.file_bytes),
         ]
-    notes = (run / "environment.txt").read_text(encoding="utf-8").splitlines()
+    environment = run / "environment.txt"  # missing if the run ended before it began
+    notes = environment.read_text(encoding="utf-8").splitlines() if environment.is_file() else []
     if torch.cuda.is_available():
         notes.append(torch.cuda.get_device_name())
     with tempfile.TemporaryDirectory() as name:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from flasepformer.inference.estimates import SAMPLE_BYTES, need_beside_frames
 from flasepformer.models import load_model
@@ -58,6 +59,15 @@ def test_two_minutes_of_the_default_model(tmp_path):
     assert_close(measured)
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process that is measured
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):
     n_samples = 120 * 8000
     limit = need_beside_frames(load_model("default"), n_samples) + n_samples * SAMPLE_BYTES + 6_000_000
