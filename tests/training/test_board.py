@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -173,16 +174,21 @@ def test_a_writer_that_met_a_full_disk_is_replaced_after_a_while(small_disk, mon
         while True:
             other.write(bytes(1000))
     monkeypatch.setattr(board_module, "_BYTES_OF_NUMBERS", 0)  # as if the disk had filled up just then
-    for step in range(2, 100):
-        board.numbers({"train_loss_db": 2.0}, step)  # until the last page is full
-    assert capsys.readouterr().err.count("disk full") == 1
+    told = ""
+    for step in range(2, 2000):  # until the last page is full and the writer's thread has met it
+        board.numbers({"train_loss_db": 2.0}, step)
+        told += capsys.readouterr().err
+        if told:
+            break
+        time.sleep(0.01)
+    assert told.count("disk full") == 1
     (small_disk / "other").unlink()
-    board.numbers({"train_loss_db": 3.0}, step=100)  # too soon to try again
+    board.numbers({"train_loss_db": 3.0}, step=3000)  # too soon to try again
     monkeypatch.setattr(board_module, "_RETRY_SECONDS", 0.0)
-    board.numbers({"train_loss_db": 4.0}, step=101)
+    board.numbers({"train_loss_db": 4.0}, step=3001)
     board.close()
     points = {event.step: event.value for event in shown(small_disk).Scalars("train_loss_db")}
-    assert (points[1], points[101], 100 in points) == (1.0, 4.0, False)
+    assert (points[1], points[3001], 3000 in points) == (1.0, 4.0, False)
     assert capsys.readouterr().err == ""
 
 
