@@ -148,9 +148,10 @@ def whamr(tmp_path, write_tone):
 def test_a_folder_with_several_mixtures_wants_a_choice(whamr):
     with pytest.raises(ValueError, match=r"name mix_dir .and source_dirs. to choose"):
         MixtureFolder(whamr)
-    (item,) = MixtureFolder(whamr, "mix_both_reverb", ("s1_anechoic", "s2_anechoic"))
-    frequencies = [int(torch.fft.rfft(w).abs().argmax()) * 4 for w in (item.mixture, *item.sources)]
-    assert frequencies == [300, 500, 600]
+    for source_dirs in (("s1_anechoic", "s2_anechoic"), None):  # in rooms, the dry talkers are the targets
+        (item,) = MixtureFolder(whamr, "mix_both_reverb", source_dirs)
+        frequencies = [int(torch.fft.rfft(w).abs().argmax()) * 4 for w in (item.mixture, *item.sources)]
+        assert frequencies == [300, 500, 600]
 
 
 def test_mix_clean_and_mix_both_side_by_side_want_a_choice(tmp_path, write_tone):

@@ -77,18 +77,25 @@ def test_attention_of_large_float16_features_equals_float32():
     assert_close(attended.float(), expected, rtol=1e-2, atol=1e-3)
 
 
-def test_float16_autocast_leaves_the_sums_in_float32():
-    query, key = 1e3 * torch.rand(2, 1, 2, 50, 16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_leaves_the_sums_and_their_gradients_in_float32(dtype):
+    query, key = (1e3 * torch.rand(2, 1, 2, 50, 16)).requires_grad_()
     value = 1e3 * torch.randn(1, 2, 50, 4)
     expected = linear_attention(query, key, value)
-    with torch.autocast("cpu", torch.float16):
-        assert_close(linear_attention(query, key, value), expected, rtol=0, atol=0)
+    gradients = torch.autograd.grad(expected.sum(), key, retain_graph=True)
+    with torch.autocast("cpu", dtype):
+        attended = linear_attention(query, key, value)
+    assert_close(attended, expected, rtol=0, atol=0)
+    assert_close(torch.autograd.grad(attended.sum(), key), gradients, rtol=0, atol=0)
 
 
-def test_bfloat16_autocast_chooses_bfloat16():
-    key, value = torch.rand(1, 2, 50, 16), torch.randn(1, 2, 50, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert key_value_means(key, value, 50).context.dtype == torch.bfloat16
+def test_means_of_bfloat16_keep_what_its_eight_bits_cannot():
+    key, value = torch.ones(1, 1, 1000, 2).bfloat16(), torch.full((1, 1, 1000, 3), 1.0078125).bfloat16()
+    means = key_value_means(key, value, 3000)  # 1.0078125 / 3 is no bfloat16
+    assert_close(means.context, torch.full((1, 1, 2, 3), 1.0078125 / 3))
+    attended = linear_attention(key, key, value)
+    assert attended.dtype == torch.bfloat16
+    assert_close(attended.float(), value.float(), rtol=0, atol=0)
 
 
 def test_shapes_pass_through_where_there_is_no_autocast():

@@ -246,8 +246,8 @@ class MixtureFolder:
     Args:
         root: Folder with the folders of the mixtures and of the sources, e.g. `wav8k/min/tt`.
         mix_dir: Folder of the mixtures; found by itself when only one begins with "mix".
-        source_dirs: Folders of the sources; `s1`, `s2`, ... as many as there are by default.
-            WHAMR! needs `("s1_anechoic", "s2_anechoic")`.
+        source_dirs: Folders of the sources; by default `s1`, `s2`, ... as many as there are, or where the
+            talkers are in rooms (WHAMR!, `mixtures --reverberant`) the dry `s1_anechoic`, `s2_anechoic`, ...
 
     Raises:
         ValueError: A folder is missing or ambiguous, or a mixture lacks a source.
@@ -259,7 +259,7 @@ class MixtureFolder:
         self.root = Path(root)
         folders = sorted(path.name for path in self.root.iterdir() if path.is_dir())
         mix_dirs = [mix_dir] if mix_dir else [name for name in folders if name.startswith("mix")]
-        self.source_dirs = list(source_dirs or (name for name in folders if re.fullmatch(r"s\d+", name)))
+        self.source_dirs = list(source_dirs or _numbered(folders) or _numbered(folders, "_anechoic"))
         if len(mix_dirs) != 1 or not self.source_dirs or not {*mix_dirs, *self.source_dirs} <= {*folders}:
             raise ValueError(
                 f"{root} must hold one folder of mixtures and folders s1, s2, ... of sources, has {folders}; "
@@ -319,6 +319,11 @@ class MixtureManifest:
         item = self.files[index]
         groups = talker_groups(item.sexes, item.corpora) if item.sexes else {}
         return read_mixture(item.name, item.mixture, item.sources, groups)
+
+
+def _numbered(folders: Sequence[str], ending: str = "") -> list[str]:
+    """Return the folders s1, s2, ... of the talkers."""
+    return [name for name in folders if re.fullmatch(rf"s\d+{ending}", name)]
 
 
 def open_mixtures(path: str | Path, sample_rate: int, mix_dir: str | None = None) -> MixtureSet:

@@ -24,7 +24,7 @@ def focus(feature: Tensor, power: int) -> Tensor:
     attention the sharp weights that softmax has.
 
     Args:
-        feature: (..., channels), non-negative; float16 is raised and summed in float32.
+        feature: (..., channels), non-negative; half precision is raised and summed in float32.
         power: Focusing factor p, at least 1; the paper uses 3, and 1 leaves the feature as it is.
 
     Returns:
@@ -48,8 +48,8 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         value: (batch, heads, frames, value_dim).
 
     Returns:
-        (batch, heads, frames, value_dim). Equals `linear_attention_naive`, its definition. Sums of float16,
-        also those that autocast would compute in it, are float32.
+        (batch, heads, frames, value_dim), of the type of `query`. Equals `linear_attention_naive`, its
+        definition. Sums of half precision, also those that autocast would compute in it, are float32.
     """
     return attend_to_means(query, key_value_means(key, value, key.shape[-2]))
 
@@ -78,19 +78,18 @@ def attend_to_means(query: Tensor, means: KeyValueMeans) -> Tensor:
     wide = _widen(query)
     weight = _matmul(wide, means.key.unsqueeze(-1))  # (batch, heads, frames, 1)
     attended = _matmul(wide, means.context) / (weight + EPS)
-    return attended.half() if query.dtype == torch.float16 else attended
+    return attended.to(query.dtype)
 
 
 def _widen(x: Tensor) -> Tensor:
-    """Turn float16 into float32: cubes and sums leave its range, and `FOCUS_EPS` is zero in it."""
-    return x.float() if x.dtype == torch.float16 else x
+    """Turn half precision into float32: cubes leave the range of float16, sums the precision of bfloat16."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return a @ b; autocast may choose bfloat16 for it, but not float16."""
+    """Return a @ b, which autocast may not compute in half precision."""
     device = a.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and torch.get_autocast_dtype(device) == torch.float16:
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return a @ b
     return a @ b
