@@ -75,7 +75,7 @@ def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):
     measured = measure(tmp_path, "default", 120, memory=limit)
     assert measured["mode"] == "whole"
     assert measured["disk"] > 5_000_000
-    assert measured["peak"] < 1.15 * limit
+    assert measured["peak"] < 1.25 * limit  # a short recording, so what allocators keep weighs much
     assert_close(measured)
 
 

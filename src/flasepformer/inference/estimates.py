@@ -21,7 +21,7 @@ SAMPLE_BYTES = 4
 """Of float32, in which all samples and features are."""
 
 _PROBE_SECONDS = 0.5
-_LIBRARY_BYTES = 55_000_000  # what libraries keep after the first call of a network, whatever its size
+_LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
 _SEPREFORMER_LIVE = 36  # tensors as large as a piece of the talkers' features that exist at a time
 _TFLOCOFORMER_LIVE, _TF_SOFTMAX_LIVE = 30, 3  # and as large as the widest that a piece turns into
 _TFLOCOFORMER_FEATURES = 1.4  # as large as all its features: softmax over time takes one bin after another
