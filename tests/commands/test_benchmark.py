@@ -27,19 +27,23 @@ def run(*options):
 
 
 def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path):
-    options = ("--lengths", "0.5", "--repeats", 1, "--threads", 1, "--out", tmp_path / "new")
+    options = ("--lengths", "0.5", "--precision", "float32,bf16", "--repeats", 1, "--threads", 1)
+    options += ("--out", tmp_path / "new")
     result = run(checkpoint, *options)
     assert result.exit_code == 0, result.output
     written = {path.name for path in (tmp_path / "new").iterdir()}
     assert written == {"benchmark.csv", "benchmark.md", "benchmark.json", "time.png", "memory.png"}
     with (tmp_path / "new/benchmark.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert (row["model"], row["seconds"], row["status"]) == ("tiny", "0.5", "ok")
+        row, in_bf16 = csv.DictReader(file)
+    for measured, precision in ((row, "float32"), (in_bf16, "bf16")):
+        settings = tuple(measured[column] for column in ("model", "seconds", "precision", "status"))
+        assert settings == ("tiny", "0.5", precision, "ok")
     factor = float(row["time_median_seconds"]) / 0.5
     assert float(row["real_time_factor"]) == pytest.approx(factor, rel=1e-4)
     assert float(row["arithmetic_limit_real_time_factor"]) < factor
     content = json.loads((tmp_path / "new/benchmark.json").read_text())
     assert content["command"].startswith("flasepformer benchmark tiny --lengths 0.5 --device cpu")
+    assert "--precision float32,bf16" in content["command"]
     assert "somewhere" not in (tmp_path / "new/benchmark.json").read_text()
     assert "| tiny | 0.5 s | float32 |" in result.stdout
     assert run(checkpoint, *options).exit_code == 2  # the results exist now
@@ -57,6 +61,7 @@ def test_a_model_that_does_not_exist_exits_with_3_and_the_names(tmp_path):
     ("options", "message"),
     [
         ((), "give at least one MODEL"),
+        (("default", "--precision", "float32,fp8"), "--precision must be float32, bf16 or float32,bf16"),
         (("default", "--paper"), "--paper has its own models"),
         (("default", "--lengths", "4;16"), "numbers with commas"),
         (("default", "--lengths", "0"), "must be positive"),

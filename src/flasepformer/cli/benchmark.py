@@ -35,7 +35,7 @@ def benchmark(
     ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the models run.")] = "cpu",
     precision: Annotated[
-        Literal["float32", "bf16"], typer.Option(help="bf16: bfloat16 autocast.")
+        str, typer.Option(help="float32, bf16 (bfloat16 autocast), or both with a comma.")
     ] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds over all cases; the medians count.")] = 3,
     time_limit: Annotated[
@@ -70,7 +70,7 @@ def benchmark(
         raise typer.Exit(3)
     n_threads = threads or len(os.sched_getaffinity(0))
     try:
-        cases = _cases(models or [], lengths, peers, paper, device, precision, n_threads)
+        cases = _cases(models or [], lengths, peers, paper, device, _precisions(precision), n_threads)
     except CheckpointError as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
@@ -83,7 +83,7 @@ def benchmark(
             n_rounds=repeats,
             time_limit=time_limit,
             memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
-            command=_command(cases, peers, paper, repeats),
+            command=_command(cases, peers, paper, precision, repeats),
             report=_print_progress,
         )
     except OSError as error:
@@ -111,7 +111,7 @@ def _cases(
     peers: str,
     paper: bool,
     device: str,
-    precision: str,
+    precisions: list[str],
     threads: int,
 ) -> list["Case"]:
     """Return the cases in the order to run them; a model that is not there is said at once."""
@@ -128,8 +128,12 @@ def _cases(
     names = peers.split(",") if peers else []
     seconds = [PAPER_SECONDS] if paper else _seconds(lengths or DEFAULT_LENGTHS)
     cases = [
-        *cases_for(models, seconds, device=device, precision=precision, threads=threads),
-        *peer_cases(names, seconds, device=device, precision=precision, threads=threads),
+        case
+        for precision in precisions
+        for case in (
+            *cases_for(models, seconds, device=device, precision=precision, threads=threads),
+            *peer_cases(names, seconds, device=device, precision=precision, threads=threads),
+        )
     ]
     return sorted(cases, key=lambda case: case.seconds)
 
@@ -143,7 +147,14 @@ def _seconds(lengths: str) -> list[float]:
         ) from error
 
 
-def _command(cases: list["Case"], peers: str, paper: bool, repeats: int) -> str:
+def _precisions(names: str) -> list[str]:
+    precisions = list(dict.fromkeys(names.split(",")))
+    if not {*precisions} <= {"float32", "bf16"}:
+        raise ValueError(f"--precision must be float32, bf16 or float32,bf16, got {names!r}")
+    return precisions
+
+
+def _command(cases: list["Case"], peers: str, paper: bool, precision: str, repeats: int) -> str:
     """Return the command that repeats the run, without the folders of this machine."""
     words = ["flasepformer", "benchmark"]
     if paper:
@@ -152,7 +163,7 @@ def _command(cases: list["Case"], peers: str, paper: bool, repeats: int) -> str:
         words += dict.fromkeys(case.label for case in cases if case.is_own)
         words += ["--lengths", ",".join(dict.fromkeys(f"{case.seconds:g}" for case in cases))]
     words += ["--peers", peers] if peers else []
-    words += ["--device", cases[0].device, "--precision", cases[0].precision]
+    words += ["--device", cases[0].device, "--precision", precision]
     words += ["--threads", str(cases[0].threads), "--repeats", str(repeats)]
     return shlex.join(words)
 
