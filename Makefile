@@ -3,16 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal  # a process per core, each of up to 1 GB
+
 .PHONY: demo test test-all lint clean
 
 demo: $(READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
 
 test: $(READY)  ## the default tests: no GPU, no network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-all: $(READY)  ## the slow tests too
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not gpu and not network"
 
 lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/ruff format --check .

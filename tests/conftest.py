@@ -1,6 +1,10 @@
+import os
 import signal
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core: more threads only get in the way
+    os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported, and for the processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from flasepformer.benchmark import Case, CaseResult, available_memory, measure_machine, run_case, run_cases
+from flasepformer.benchmark import (
+    Case,
+    CaseResult,
+    MachineRates,
+    available_memory,
+    measure_machine,
+    run_case,
+    run_cases,
+)
 
 GB = 10**9
 
@@ -45,12 +53,10 @@ def test_no_measurement_starts_past_the_time_budget():
     assert not results[0].broken
 
 
-def test_the_machine_can_do_more_than_nothing_and_less_than_the_impossible():
-    rates = measure_machine("cpu", threads=1)
-    assert 1e8 < rates.float32_flops < 1e12  # one core
-    assert 1e8 < rates.bandwidth < 1e12
-    assert rates.flops("float32") == rates.float32_flops
-    assert rates.flops("bf16") == rates.bf16_flops
+def test_a_precision_has_its_rate():
+    """That the rates are measured, and what they can be: see tests/commands/test_benchmark.py."""
+    rates = MachineRates(device="cpu", float32_flops=2e9, bf16_flops=None, bandwidth=1e9)
+    assert (rates.flops("float32"), rates.flops("bf16")) == (2e9, None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")

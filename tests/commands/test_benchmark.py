@@ -44,6 +44,9 @@ def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path
     content = json.loads((tmp_path / "new/benchmark.json").read_text())
     assert content["command"].startswith("flasepformer benchmark tiny --lengths 0.5 --device cpu")
     assert "--precision float32,bf16" in content["command"]
+    rates = content["machine"]["rates"]
+    assert 1e8 < rates["float32_flops"] < 1e12  # one core
+    assert 1e8 < rates["bandwidth"] < 1e12
     assert "somewhere" not in (tmp_path / "new/benchmark.json").read_text()
     assert "| tiny | 0.5 s | float32 |" in result.stdout
     assert run(checkpoint, *options).exit_code == 2  # the results exist now

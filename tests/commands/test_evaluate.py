@@ -2,8 +2,8 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from flasepformer.cli import app
+from flasepformer.cli import app, main
 from flasepformer.data import MixtureFolder
 from flasepformer.evaluation import evaluate as score
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
@@ -63,9 +63,28 @@ def test_a_row_for_each_mixture_and_the_summary(checkpoint, mixtures, tmp_path):
     assert lines[-1] == [str(tmp_path / "results/scores.csv")]
 
 
-def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path):
+@pytest.fixture
+def main_with(monkeypatch):
+    """Run the whole program as if it had been started with these words; gives its exit code."""
+
+    def run_main(*words):
+        # A test run in the background ignores SIGINT, and so would the command.
+        handlers = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["flasepformer", *map(str, words)])
+        try:
+            with pytest.raises(SystemExit) as end:
+                main()
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+        return end.value.code
+
+    return run_main
+
+
+def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path, main_with):
     arguments = ["evaluate", checkpoint, mixtures, "--out", tmp_path / "results", "--device", "cpu"]
-    subprocess.run([sys.executable, "-m", "flasepformer", *arguments], check=True, capture_output=True)
+    assert main_with(*arguments) == 0
     summary = json.loads((tmp_path / "results/summary.json").read_text())
     assert summary["model"]["name"] == str(checkpoint)
     assert len(summary["model"]["weights_sha256"]) == 64
@@ -219,26 +238,40 @@ def test_no_model_and_no_place_for_results_exit_with_3(checkpoint, mixtures, tmp
     assert (no_place.exit_code, "it is a file" in no_place.stderr) == (3, True)
 
 
-def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mixtures, tmp_path):
-    script = "import sys; sys.modules['torchmetrics'] = None; from flasepformer.cli import main; main()"
-    command = [sys.executable, "-c", script, "evaluate", "--mixtures", mixtures, "--model", checkpoint]
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "results"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3
-    assert 'pip install "flasepformer[evaluation]"' in done.stderr
+def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mixtures, tmp_path, monkeypatch):
+    for name in {"torchmetrics", *(name for name in sys.modules if name.startswith("torchmetrics."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results")
+    assert result.exit_code == 3
+    assert 'pip install "flasepformer[evaluation]"' in result.stderr
     assert not (tmp_path / "results").exists()
 
 
-def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
+def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path, main_with, capfd):
     listing = tmp_path / "list.csv"
     os.mkfifo(listing)
-    command = [sys.executable, "-m", "flasepformer", "evaluate", "--mixtures", listing, "--model", checkpoint]
-    process = subprocess.Popen(
-        [*command, "--out", tmp_path / "results", "--no-sdr"], stderr=subprocess.PIPE, text=True
+
+    def interrupt():
+        with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.wait(timeout=60)
+
+    ended = threading.Event()
+    meddler = threading.Thread(target=interrupt, daemon=True)
+    meddler.start()
+    words = (
+        "evaluate",
+        "--mixtures",
+        listing,
+        "--model",
+        checkpoint,
+        "--out",
+        tmp_path / "results",
+        "--no-sdr",
     )
-    with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    assert (process.returncode, "interrupted; the same command goes on where it was" in errors) == (130, True)
+    code = main_with(*words)
+    ended.set()
+    meddler.join(timeout=60)
+    assert code == 130
+    assert "interrupted; the same command goes on where it was" in capfd.readouterr().err
     assert not (tmp_path / "results").exists()

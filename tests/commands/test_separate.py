@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
+from tests.processes import start_command
 from typer.testing import CliRunner
 
 from flasepformer.cli import app, main
@@ -623,13 +624,16 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
 
-def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, start, standstill):  # row 52
+def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, standstill, tmp_path):  # row 52
     arguments, wait = standstill
-    process = start(*arguments)
+    printed = tmp_path / "printed"
+    printed.touch()
+    process = start_command("separate", "--model", model, "--device", "cpu", *arguments, stdout=printed)
     wait()
     process.kill()
-    stdout, _ = process.communicate(timeout=300)
-    assert len(stdout.splitlines()) == 2
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(printed.read_text().splitlines()) == 2
     assert names(arguments[-1]) == outputs("a")
     arguments[1].unlink()
     record(arguments[1])
@@ -660,13 +664,15 @@ def test_standard_input_feeds_a_run_with_its_other_streams_closed(start, tmp_pat
     assert json.loads((tmp_path / "out" / "stdin_separation.json").read_text())["input"] == "<stdin>"
 
 
-def test_a_terminal_gets_a_bar_with_the_time_left(start, tmp_path):
+def test_a_terminal_gets_a_bar_with_the_time_left(model, tmp_path):
     talk = record(tmp_path / "talk.wav")
     reader, writer = os.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
-    process = start(talk, "--out", tmp_path / "out", stderr=writer)
+    words = ("separate", "--model", model, "--device", "cpu", talk, "--out", tmp_path / "out")
+    process = start_command(*words, stderr=os.ttyname(writer))
     os.close(writer)
-    assert process.wait(timeout=300) == 0
+    process.join(timeout=300)
+    assert process.exitcode == 0
     screen = os.read(reader, 65536)
     os.close(reader)
     assert b"1/1 done 100%|" in screen

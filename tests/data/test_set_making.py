@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.processes import start_command
 from torch.testing import assert_close
 
 from flasepformer.data import (
@@ -171,33 +171,37 @@ def test_noise_and_rooms_leave_the_dry_talkers_as_they_are(speech, noise, tmp_pa
     assert tree(tmp_path / "plain/s1") == tree(tmp_path / "noisy/s1")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(speech, noise, tmp_path, number, code):
-    folder = tmp_path / "killed"
-    options = ["--kind", "set", "--count", "40", "--noise", noise, "--seed", "3", "--workers", "1"]
-    command = [sys.executable, "-m", "flasepformer", "mixtures", str(speech), *options, "--out", str(folder)]
-    process = subprocess.Popen(command)
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob(".done/*.json"))) < 5:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.send_signal(number)
-        process.wait()
-    assert process.returncode == code
-    done = {path: path.stat().st_mtime_ns for path in folder.glob("s1/*.wav")}
-    assert 5 <= len(done) < 40
-    assert not list(folder.glob("*.csv"))
+def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(speech, noise, tmp_path):
+    """Stopped by an interrupt, then in the next run by a kill."""
+    folder, n_mixtures = tmp_path / "stopped", 40
+    options = ["--kind", "set", "--count", str(n_mixtures), "--noise", noise, "--seed", "3", "--workers", "1"]
+    changed, n_done = {}, 0
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        n_wanted = n_done + 3
+        process = start_command("mixtures", speech, *options, "--out", folder)
+        try:
+            deadline = time.monotonic() + 120
+            while len(list(folder.glob(".done/*.json"))) < n_wanted:
+                assert process.exitcode is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        finally:
+            os.kill(process.pid, number)
+            process.join()
+        assert process.exitcode == code
+        before, changed = changed, {path: path.stat().st_mtime_ns for path in folder.glob("s1/*.wav")}
+        assert len(before.items() & changed.items()) >= n_done  # they were not made again
+        n_done = len(list(folder.glob(".done/*.json")))
+        assert n_wanted <= n_done < n_mixtures
+        assert not list(folder.glob("*.csv"))
     (folder / "s1/.flasepformer-0.part").write_bytes(b"half")  # as a kill within a file leaves it
 
-    plans = plan_mixtures(read_utterances(speech), 40, seed=3)
-    for name in ("killed", "whole"):
+    plans = plan_mixtures(read_utterances(speech), n_mixtures, seed=3)
+    for name in ("stopped", "whole"):
         make_set(plans, tmp_path / name, SetConfig(noise=noise, seed=3), n_threads=2)
     assert tree(folder) == tree(tmp_path / "whole")
-    kept = [path for path, changed in done.items() if path.stat().st_mtime_ns == changed]
-    assert len(kept) >= 5  # they were not made again
+    kept = [path for path, moment in changed.items() if path.stat().st_mtime_ns == moment]
+    assert len(kept) >= n_done
 
 
 def test_a_complete_set_is_not_made_again(speech, tmp_path):

@@ -1,10 +1,9 @@
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from tests.processes import start
 
 from flasepformer.data import SpeechStore, read_utterances
 
@@ -60,16 +59,15 @@ def test_another_rate_and_a_changed_file_are_decoded_anew(tmp_path, write_tone):
 
 def test_a_kill_while_the_cache_is_written_leaves_none(tmp_path, write_tone):
     write_tone(tmp_path / "speech/a/1.wav", 500, 0.5)
-    script = f"""
-import os, time
-from flasepformer.data import SpeechStore, read_utterances
-os.fsync = lambda descriptor: (print("writing", flush=True), time.sleep(60))
-SpeechStore.load(read_utterances({str(tmp_path / "speech")!r}), 8000, cache={str(tmp_path / "cache")!r})
-"""
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"writing\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start(load_until_killed, tmp_path / "speech", tmp_path / "cache")
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
     assert [path.name[0] for path in (tmp_path / "cache").iterdir()] == ["."]  # a temporary name only
     store = SpeechStore.load(read_utterances(tmp_path / "speech"), 8000, cache=tmp_path / "cache")
     assert store.length(0) == 4000
+
+
+def load_until_killed(speech, cache):
+    """Die when the cache is written and about to be safe on the disk."""
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    SpeechStore.load(read_utterances(speech), 8000, cache=cache)

@@ -2,43 +2,36 @@
 
 import json
 import math
+import os
 import resource
 import signal
-import subprocess
-import sys
 
 import pytest
+from tests.processes import start
 
 from flasepformer.data import MixtureFolder
 from flasepformer.evaluation import evaluate
 from flasepformer.evaluation.workers import map_in_processes
 from flasepformer.inference import OutputError, Separator
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from flasepformer.data import MixtureFolder
-from flasepformer.evaluation import evaluate
 from flasepformer.models import load_model
 
+
 class Deadly(MixtureFolder):
+    """Mixtures one of which kills the process that reads it."""
+
+    def __init__(self, folder, deadly):
+        super().__init__(folder)
+        self.deadly = deadly
+
     def __getitem__(self, index):
-        if index == int(sys.argv[4]):
+        if index == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
 
-if __name__ == "__main__":
-    model, mixtures, journal, _, jobs = sys.argv[1:]
-    result = evaluate(load_model(model), Deadly(mixtures), metrics=(), jobs=int(jobs), journal=journal)
-    print(result.failures)
-"""
 
-
-def run_killed(tmp_path, *arguments):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+def evaluate_deadly(model, mixtures, journal, deadly, jobs, answer):
+    result = evaluate(load_model(model), Deadly(mixtures, deadly), metrics=(), jobs=jobs, journal=journal)
+    answer.write_text(json.dumps(result.failures))
 
 
 def scores(result):
@@ -50,21 +43,25 @@ def test_the_scores_do_not_depend_on_the_number_of_jobs(checkpoint, mixtures):
     model = Separator.from_pretrained(checkpoint, "cpu")
     one, two = (evaluate(model, MixtureFolder(mixtures), metrics=(), jobs=jobs) for jobs in (1, 2))
     assert scores(one) == scores(two)
+    assert [row.name for row in two.rows] == list("abcd")
     assert [name for name, _ in two.failures] == ["c"]
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_own_mixture(checkpoint, mixtures, tmp_path):
-    done = run_killed(tmp_path, checkpoint, mixtures, tmp_path / "journal", 2, 2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(('c', 'the process that scored it died")
+    process = start(evaluate_deadly, checkpoint, mixtures, tmp_path / "journal", 2, 2, tmp_path / "answer")
+    process.join(timeout=120)
+    assert process.exitcode == 0
+    ((name, error),) = json.loads((tmp_path / "answer").read_text())
+    assert (name, error.startswith("the process that scored it died")) == ("c", True)
     assert [json.loads(line).get("name") for line in (tmp_path / "journal").open()] == [None, *"abcd"]
 
 
 def test_an_evaluation_that_is_killed_goes_on_where_it_was(checkpoint, mixtures, tmp_path):
     journal = tmp_path / "journal"
-    done = run_killed(tmp_path, checkpoint, mixtures, journal, 3, 1)
-    assert done.returncode == -signal.SIGKILL
+    process = start(evaluate_deadly, checkpoint, mixtures, journal, 3, 1, tmp_path / "answer")
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
     with journal.open("ab") as file:
         file.write(b'{"name": "d", "sec')  # a row that was being written
     (mixtures / "mix_clean/a.wav").write_text("no longer needed")
@@ -106,7 +103,8 @@ def test_a_full_disk_is_an_output_error_and_what_is_scored_is_kept(checkpoint, m
 
 
 def test_results_come_in_order_and_an_exception_is_raised_here():
-    results = map_in_processes(math.sqrt, [9.0, 4.0, 1.0, -1.0], 2)
+    """Of one process, as two take twice as long to start; above, the order is that of two."""
+    results = map_in_processes(math.sqrt, [9.0, 4.0, 1.0, -1.0], 1)
     assert [next(results) for _ in range(3)] == [3, 2, 1]
     with pytest.raises(ValueError, match="math domain error"):
         next(results)

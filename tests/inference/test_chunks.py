@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flasepformer.inference.chunks import DOUBTFUL_MARGIN, _fade_in, plan_chunks, separate_in_chunks
@@ -31,6 +31,7 @@ class ToneSeparator:
         return (scale * estimates[::-1] if flip else scale * estimates).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(n_samples=st.integers(1, 5000), chunk_length=st.integers(2, 600), data=st.data())
 def test_chunks_cover_the_recording_with_the_overlap_and_none_is_idle(n_samples, chunk_length, data):
     overlap = data.draw(st.integers(1, chunk_length // 2))

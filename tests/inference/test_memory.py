@@ -1,8 +1,8 @@
-import os
-import subprocess
-import sys
+import resource
+from pathlib import Path
 
 import pytest
+from tests.processes import start
 
 from flasepformer.inference.memory import format_size, free_memory, parse_size
 
@@ -64,17 +64,19 @@ def test_groups_of_the_first_version_count_too(system):
     assert free_memory(system) == GIB
 
 
-CHILD = """
-import resource
-from flasepformer.inference.memory import free_memory
-before = free_memory()
-in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000, -1))
-print(before > 50_000_000, abs(free_memory() - 50_000_000) < 2_000_000)
-"""
+def tell_what_is_free(folder):
+    """Write what is free in this process, before and after it is told to grow by no more than 50 MB."""
+    before = free_memory()
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000, -1))
+    (folder / "free").write_text(f"{before} {free_memory()}")
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux tells the size of a process")
-def test_the_limit_of_the_address_space_counts():
-    result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True)
-    assert result.stdout == "True True\n", result.stderr
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells the size of a process")
+def test_the_limit_of_the_address_space_counts(tmp_path):
+    process = start(tell_what_is_free, tmp_path)
+    process.join(timeout=120)
+    assert process.exitcode == 0
+    before, after = map(int, (tmp_path / "free").read_text().split())
+    assert before > 50_000_000
+    assert after == pytest.approx(50_000_000, abs=2_000_000)

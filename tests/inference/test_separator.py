@@ -2,8 +2,7 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
+import resource
 import threading
 import warnings
 from pathlib import Path
@@ -14,10 +13,11 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.processes import start
 from torch import nn
 
 from flasepformer.audio import AudioError, read_audio
-from flasepformer.inference import AlreadySeparated, OutputError, SeparationError, Separator
+from flasepformer.inference import AlreadySeparated, NotEnoughMemory, OutputError, SeparationError, Separator
 from flasepformer.inference.estimates import need_beside_frames
 from flasepformer.inference.memory import format_size
 from flasepformer.models import load_model
@@ -365,30 +365,25 @@ def test_a_device_out_of_memory_leaves_the_recording_to_the_processor(model_fold
     np.testing.assert_allclose(tracks, expected, atol=1e-2 * np.abs(expected).max())
 
 
-TOO_LONG = """
-import resource, sys
-import numpy as np
-from flasepformer.inference import NotEnoughMemory, Separator
-separator = Separator.from_pretrained(sys.argv[1], "cpu")
-separator.separate(np.random.default_rng(0).standard_normal(8000).astype(np.float32), 8000)
-in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-waveform = np.random.default_rng(0).standard_normal(2_400_000).astype(np.float32)
-resource.setrlimit(resource.RLIMIT_AS, (in_use + 60_000_000, -1))
-try:
-    separator.separate(waveform, 8000)
-except NotEnoughMemory as error:
-    print(error)
-"""
+def separate_five_minutes_in_60_mb(model_folder, answer):
+    separator = Separator.from_pretrained(model_folder, "cpu")
+    separator.separate(np.random.default_rng(0).standard_normal(8000).astype(np.float32), 8000)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    waveform = np.random.default_rng(0).standard_normal(2_400_000).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 60_000_000, -1))
+    try:
+        separator.separate(waveform, 8000)
+    except NotEnoughMemory as error:
+        answer.write_text(str(error))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from /proc")
-def test_a_recording_too_long_for_the_memory_is_explained(model_folder):
-    command = [sys.executable, "-c", TOO_LONG, str(model_folder)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.stdout.startswith("5.0 minutes need about"), result.stderr
-    assert re.search(r"need about \d+ MB of memory and [\d.]+ MB may be used", result.stdout)
+def test_a_recording_too_long_for_the_memory_is_explained(model_folder, tmp_path):
+    process = start(separate_five_minutes_in_60_mb, model_folder, tmp_path / "answer")
+    process.join(timeout=300)
+    assert process.exitcode == 0
+    answer = (tmp_path / "answer").read_text()
+    assert re.match(r"5\.0 minutes need about \d+ MB of memory and [\d.]+ MB may be used", answer), answer
 
 
 class ToneSeparator(nn.Module):

@@ -4,8 +4,9 @@ from tests.models.conftest import tiny_config
 from torch import nn
 from torch.nn import functional as F
 
-from flasepformer.models import SepReformer, load_model
+from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig
 from flasepformer.models.multiply_adds import multiply_adds
+from flasepformer.models.registry import registered_info
 from flasepformer.ops import PIECE_LENGTH
 
 
@@ -36,13 +37,12 @@ def test_a_layer_counted_by_hand():
     [("fla-sepreformer-t", 11.3), ("fla-sepreformer-b", 43.3), ("fla-sepreformer-l", 169.8)],
 )
 def test_the_papers_sizes_cost_what_is_known_of_them(name, gflop_per_second):
-    with torch.device("meta"):
-        model = load_model(name)
-    assert 2 * multiply_adds(model, 1.0) / 1e9 == pytest.approx(gflop_per_second, rel=0.01)
+    """By what is on record: test_registry.py counts size T again, and all sizes in its slow tests."""
+    assert 2 * registered_info(name).giga_multiply_adds == pytest.approx(gflop_per_second, rel=0.01)
 
 
 def test_what_a_network_computes_twice_because_it_works_in_pieces_counts_once():
-    model = SepReformer(tiny_config(local_kernel_size=65))
+    model = SepReformer(tiny_config(local_kernel_size=65, n_encoder_blocks=1, n_decoder_blocks=1))
     assert 5 * model.sample_rate / model.config.hop_length > 4 * PIECE_LENGTH  # several pieces in 5 s
     with torch.no_grad():
         assert multiply_adds(model, 5.0) == pytest.approx(50 * multiply_adds(model, 0.1), rel=0.02)
@@ -50,7 +50,7 @@ def test_what_a_network_computes_twice_because_it_works_in_pieces_counts_once():
 
 def test_softmax_attention_over_time_counts_quadratically():
     with torch.device("meta"):
-        model = load_model("tflocoformer-s")
+        model = TFLocoformer(TFLocoformerConfig(n_blocks=1, attention="softmax"))
     per_second = [multiply_adds(model, seconds) / seconds for seconds in (10.0, 20.0, 30.0)]
     assert per_second[2] - per_second[1] == pytest.approx(per_second[1] - per_second[0], rel=0.01)
     assert per_second[1] > 1.1 * per_second[0]

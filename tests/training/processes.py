@@ -1,4 +1,4 @@
-"""Training in processes of its own, that begin in a moment: forked from one that has imported everything."""
+"""Training in processes of its own."""
 
 import os
 import signal
@@ -6,10 +6,8 @@ import socket
 import sys
 import types
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
-CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["accelerate", "torch.utils.tensorboard", "flasepformer.training"])
+from tests.processes import CONTEXT
 
 
 def train_alone(recipe, folder, **options):

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
+from tests.processes import CONTEXT
 from tests.training.conftest import MINIATURES, SEPREFORMER, TFLOCOFORMER, changed, curve, with_data
-from tests.training.processes import CONTEXT, train_in_two_processes, train_until_killed
+from tests.training.processes import train_in_two_processes, train_until_killed
 
 from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
 from flasepformer.metrics import best_permutation, pairwise, si_snr
