@@ -18,7 +18,7 @@ from flasepformer.models import SepReformer, save_model
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("somewhere") / "tiny"
-    save_model(SepReformer(tiny_config()), path)
+    save_model(SepReformer(tiny_config(n_encoder_blocks=1, n_decoder_blocks=1)), path)
     return path
 
 

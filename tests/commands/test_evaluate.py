@@ -1,17 +1,16 @@
 import csv
 import json
 import os
-import signal
 import sys
-import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.processes import interrupt, start_command
 from typer.testing import CliRunner
 
-from flasepformer.cli import app, main
+from flasepformer.cli import app
 from flasepformer.data import MixtureFolder
 from flasepformer.evaluation import evaluate as score
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
@@ -63,28 +62,10 @@ def test_a_row_for_each_mixture_and_the_summary(checkpoint, mixtures, tmp_path):
     assert lines[-1] == [str(tmp_path / "results/scores.csv")]
 
 
-@pytest.fixture
-def main_with(monkeypatch):
-    """Run the whole program as if it had been started with these words; gives its exit code."""
-
-    def run_main(*words):
-        # A test run in the background ignores SIGINT, and so would the command.
-        handlers = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
-        monkeypatch.setattr(sys, "argv", ["flasepformer", *map(str, words)])
-        try:
-            with pytest.raises(SystemExit) as end:
-                main()
-        finally:
-            for each, handler in handlers.items():
-                signal.signal(each, handler)
-        return end.value.code
-
-    return run_main
-
-
-def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path, main_with):
-    arguments = ["evaluate", checkpoint, mixtures, "--out", tmp_path / "results", "--device", "cpu"]
-    assert main_with(*arguments) == 0
+def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path, monkeypatch):
+    words = (checkpoint, mixtures, "--out", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["flasepformer", "evaluate", *map(str, words)])
+    assert run(*words).exit_code == 0
     summary = json.loads((tmp_path / "results/summary.json").read_text())
     assert summary["model"]["name"] == str(checkpoint)
     assert len(summary["model"]["weights_sha256"]) == 64
@@ -247,31 +228,14 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
     assert not (tmp_path / "results").exists()
 
 
-def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path, main_with, capfd):
-    listing = tmp_path / "list.csv"
+def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
+    listing, told = tmp_path / "list.csv", tmp_path / "told"
     os.mkfifo(listing)
-
-    def interrupt():
-        with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
-            os.kill(os.getpid(), signal.SIGINT)
-            ended.wait(timeout=60)
-
-    ended = threading.Event()
-    meddler = threading.Thread(target=interrupt, daemon=True)
-    meddler.start()
-    words = (
-        "evaluate",
-        "--mixtures",
-        listing,
-        "--model",
-        checkpoint,
-        "--out",
-        tmp_path / "results",
-        "--no-sdr",
-    )
-    code = main_with(*words)
-    ended.set()
-    meddler.join(timeout=60)
-    assert code == 130
-    assert "interrupted; the same command goes on where it was" in capfd.readouterr().err
+    told.touch()
+    options = ("--model", checkpoint, "--out", tmp_path / "results", "--no-sdr")
+    process = start_command("evaluate", "--mixtures", listing, *options, stderr=told)
+    with listing.open("w"):  # opens as soon as the command reads the list, which then waits for a line
+        interrupt(process)
+    assert process.exitcode == 130
+    assert "interrupted; the same command goes on where it was" in told.read_text()
     assert not (tmp_path / "results").exists()

@@ -601,19 +601,26 @@ def standstill(tmp_path):
 def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, capfd, number):  # row 51
     arguments, wait = standstill
 
+    ended = threading.Event()
+
     def interrupt():
         wait()
-        os.kill(os.getpid(), number)
+        while not ended.is_set():  # again where the first comes just before the run begins to wait for data
+            signal.pthread_kill(threading.main_thread().ident, number)
+            ended.wait(timeout=2)
 
     # A test run in the background ignores SIGINT, and so would the command.
     handlers = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
     words = ["flasepformer", "separate", "--model", model, "--device", "cpu", *arguments]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    threading.Thread(target=interrupt).start()
+    meddler = threading.Thread(target=interrupt)
+    meddler.start()
     try:
         with pytest.raises(SystemExit) as end:
             main()
     finally:
+        ended.set()
+        meddler.join()  # before the handlers are those of the tests again
         for each, handler in handlers.items():
             signal.signal(each, handler)
     stdout, stderr = capfd.readouterr()
