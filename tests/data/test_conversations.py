@@ -7,9 +7,10 @@ from flasepformer.data import Utterance
 from flasepformer.data.conversations import plan_conversation
 
 
-def chatter(rng, talker):
+def chatter(rng, talker, shortest=2, longest=12):
     while True:
-        yield Utterance(Path(f"{talker}.wav"), str(talker), round(float(rng.uniform(2, 12)), 3))
+        duration = round(float(rng.uniform(shortest, longest)), 3)
+        yield Utterance(Path(f"{talker}.wav"), str(talker), duration)
 
 
 def plan(seconds, overlap, n_talkers=2, seed=0):
@@ -34,6 +35,18 @@ def test_the_share_of_overlap_is_that_asked_for(n_talkers, overlap):
         speakers = active.sum(0)
         assert (speakers > 1).sum() / (speakers > 0).sum() == pytest.approx(overlap, abs=0.02)
         assert active.max() == 1  # nobody speaks over themselves
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.3, 0.5])
+def test_one_who_says_little_at_a_time_overlaps_as_much_with_one_who_says_much(overlap):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        active = activity(
+            plan_conversation([chatter(rng, 0, 1, 3), chatter(rng, 1, 10, 16)], 600, overlap, rng), 2, 600
+        )
+        speakers = active.sum(0)
+        assert (speakers > 1).sum() / (speakers > 0).sum() == pytest.approx(overlap, abs=0.04)
+        assert active.max() == 1
 
 
 def test_there_are_pauses_and_everyone_speaks():

@@ -31,7 +31,8 @@ def plan_conversation(
     """Let talkers take turns for so long.
 
     Each turn either follows after a pause or comes in before the last one ends, by as much as brings the
-    share of overlap to what is asked for.
+    share of overlap to what is asked for. Where more is wanted than a short turn has, it is a remark within
+    the other's long one, and others may follow there.
 
     Args:
         utterances: What each talker says, one after another, without end.
@@ -50,9 +51,13 @@ def plan_conversation(
         duration = utterance.duration_seconds
         second, latest = np.sort([0.0, 0.0, *ends])[-2:]  # ends of the two that speak longest
         wanted = (overlap * (speech + duration) - overlapped) / (1 + overlap)
-        if turns and talker != turns[-1].talker and wanted > 0 and rng.random() > _pause_share(overlap):
+        others_speak = ends[talker] + _MIN_GAP < latest
+        if others_speak and wanted > 0 and rng.random() > _pause_share(overlap):
             together = min(wanted * rng.uniform(0.7, 1.3), _MAX_COVER * duration)
-            start = max(latest - together, last_start, ends[talker] + _MIN_GAP)
+            earliest = max(last_start, ends[talker] + _MIN_GAP)
+            remark = earliest + rng.uniform(*_PAUSE_SECONDS)
+            is_within = wanted > duration and remark + duration < latest
+            start = remark if is_within else max(latest - together, earliest)
         else:
             start = latest + rng.uniform(*_PAUSE_SECONDS)
         start = round(float(start), 3)
@@ -63,7 +68,8 @@ def plan_conversation(
         overlapped += max(0.0, min(end, latest) - max(start, second))
         turns.append(Turn(talker, utterance, start, end))
         ends[talker], last_start = end, start
-        if rng.random() > _KEEP_TURN:
+        listens = end < ends.max() and overlapped < overlap * speech  # and has time for another remark
+        if not listens and rng.random() > _KEEP_TURN:
             talker = int(rng.choice([other for other in range(len(utterances)) if other != talker]))
 
 
