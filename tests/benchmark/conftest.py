@@ -20,6 +20,8 @@ class Fake(torch.nn.Module):
     def forward(self, mixture):
         if self.name == "takes-300-mb":
             return torch.ones(75_000_000)
+        if self.name == "takes-little":
+            return mixture[:, :1000] @ torch.ones(1000, 3)
         if self.name == "takes-4-gb":
             return torch.ones(1_000_000_000)
         if self.name == "is-killed":

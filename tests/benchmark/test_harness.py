@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 import torch
 
@@ -10,8 +13,9 @@ from flasepformer.benchmark import (
     run_case,
     run_cases,
 )
+from flasepformer.benchmark.process import is_out_of_memory
 
-GB = 10**9
+GB, MB = 10**9, 10**6
 
 
 def test_the_peak_of_a_known_allocation_is_measured(fake_builder):
@@ -24,6 +28,30 @@ def test_the_peak_of_a_known_allocation_is_measured(fake_builder):
 def test_a_case_that_needs_more_than_the_limit_is_out_of_memory(fake_builder):
     case = Case(model="takes-4-gb", seconds=1.0, builder=fake_builder)
     assert run_case(case, 100.0, 2 * GB) == {"status": "out of memory"}
+
+
+def test_packages_that_count_the_multiply_adds_are_not_what_the_limit_is_for(fake_builder):
+    measured = run_case(Case(model="takes-little", seconds=1.0, builder=fake_builder), 100.0, 50 * MB)
+    assert (measured["status"], measured["multiply_adds"]) == ("ok", 3000)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (SystemError("error return without exception set"), True),  # measured: imports under a limit
+        (ImportError("libx.so: failed to map segment from shared object"), True),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ImportError("No module named 'x'"), False),
+    ],
+)
+def test_want_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) == expected
+    wrapped = RuntimeError("the model cannot be loaded")
+    wrapped.__cause__ = error
+    assert is_out_of_memory(wrapped) == expected
 
 
 def test_a_case_that_breaks_is_told_by_its_error_and_the_message_is_kept_apart(fake_builder):

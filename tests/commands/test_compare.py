@@ -107,6 +107,53 @@ def test_different_sets_are_refused_in_a_sentence(tables, tmp_path):
     assert (result.exit_code, "2.500 s" in result.stderr) == (2, True)
 
 
+def store(folder, scores, **facts):
+    """Make a folder of results as `evaluate` does, of a table and what is noted of the set."""
+    folder.mkdir()
+    (folder / "scores.csv").write_bytes(scores.read_bytes())
+    (folder / "summary.json").write_text(json.dumps({"model": {"name": "default"}, "set": facts}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"mixture": "mix_both_reverb"}, "mixtures: mix_clean in one and mix_both_reverb in the other"),
+        ({"targets": ["s1", "s2"]}, "targets: s1_anechoic, s2_anechoic in one and s1, s2 in the other"),
+        ({"sample_rate": 16000}, "sample rate in Hz: 8000 in one and 16000 in the other"),
+    ],
+)
+def test_what_the_summaries_say_of_the_sets_must_agree(facts, words, tables, tmp_path):
+    first = {"mixture": "mix_clean", "targets": ["s1_anechoic", "s2_anechoic"], "sample_rate": 8000}
+    one, other = (
+        store(tmp_path / "one", tables[0], **first),
+        store(tmp_path / "two", tables[1], **first | facts),
+    )
+    page = tmp_path / "page.html"
+    report = ["report", str(one), str(other), "--out", str(page), "--examples", "0"]
+    for result in (run(one, other, "--out", tmp_path / "out"), CliRunner().invoke(app, report)):
+        assert (result.exit_code, words in " ".join(result.stderr.split())) == (2, True), result.stderr
+    assert not page.exists()
+    assert not (tmp_path / "out").exists()
+    assert run(one, tables[1]).exit_code == 0  # a table alone says nothing of it
+    assert run(one, store(tmp_path / "same", tables[1], **first)).exit_code == 0
+
+
+def test_mixtures_of_another_si_snr_are_other_mixtures(tables, tmp_path):
+    """A table alone: with noise, or against other targets, the mixtures themselves have other scores."""
+    lines = tables[1].read_text().splitlines()
+    column = lines[0].split(",").index("mixture SI-SNR_2")
+    for value, code in (("0.008", 0), ("n/a", 0), ("-1.500", 2)):
+        cells = lines[4].split(",")
+        cells[column] = value
+        other = tmp_path / "noisy.csv"
+        other.write_text("\n".join([*lines[:4], ",".join(cells), *lines[5:]]) + "\n")
+        result = run(tables[0], other)
+        assert result.exit_code == code, (value, result.output)
+    message = " ".join(result.stderr.split())
+    assert "talker 2 of 'm3' has an SI-SNR of 0.000 dB in one and -1.500 dB in the other" in message
+
+
 def test_mixtures_that_have_no_score_in_one_are_left_out(tables, tmp_path):
     second = tmp_path / "gaps.csv"
     lines = tables[1].read_text().splitlines()

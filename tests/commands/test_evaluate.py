@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.processes import interrupt, start_command
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.data import MixtureFolder
+from flasepformer.data import MixtureFiles, MixtureFolder, open_mixtures, write_mixture_manifest
 from flasepformer.evaluation import evaluate as score
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
@@ -128,18 +129,101 @@ def test_more_metrics_by_name(checkpoint, mixtures, tmp_path):
 
 
 def test_an_evaluation_that_was_cut_short_goes_on(checkpoint, mixtures, tmp_path):
-    """A journal with the first row, as a kill leaves it: its mixture is not needed any more."""
+    """A journal with the first row, as a kill leaves it: that row stays as it is."""
     options = (checkpoint, mixtures, "--no-sdr", "--out", tmp_path / "results")
     journal = tmp_path / "results/scores.partial.jsonl"
     model, mixture_set = load_model(checkpoint), MixtureFolder(mixtures)
     journal.parent.mkdir()
     score(model, mixture_set, metrics=(), limit=1, journal=journal)
-    (mixtures / "mix_clean/a.wav").write_bytes(b"")
     other = run(*options, "--metrics", "sir")
     assert (other.exit_code, "unfinished evaluation" in other.stderr) == (2, True)
+    identity, row = map(json.loads, journal.read_text().splitlines())
+    row["seconds"] = 77.0
+    journal.write_text(json.dumps(identity) + "\n" + json.dumps(row) + "\n")
     assert run(*options).exit_code == 0
     assert not journal.exists()
-    assert (tmp_path / "results/scores.csv").read_text().splitlines()[1].startswith("a,0.500,")
+    with (tmp_path / "results/scores.csv").open() as file:
+        assert [float(line["seconds"]) for line in csv.DictReader(file)] == [77.0, 0.5]
+
+
+def test_an_evaluation_that_was_cut_short_does_not_go_on_with_another_manifest(
+    checkpoint, mixtures, tmp_path
+):
+    """Clean and noisy mixtures of a set have the same names, and so have reverberant and dry targets."""
+    manifests = {}
+    for mix_dir in ("mix_clean", "mix_both"):
+        if mix_dir != "mix_clean":
+            shutil.copytree(mixtures / "mix_clean", mixtures / mix_dir)
+        files = [
+            MixtureFiles(
+                name=name,
+                mixture=mixtures / mix_dir / f"{name}.wav",
+                sources=(mixtures / "s1" / f"{name}.wav", mixtures / "s2" / f"{name}.wav"),
+                speakers=("x", "y"),
+                utterances=("1", "2"),
+                n_samples=4000,
+                sample_rate=8000,
+            )
+            for name in ("a", "b")
+        ]
+        manifests[mix_dir] = mixtures / f"{mix_dir}.csv"
+        write_mixture_manifest(files, manifests[mix_dir])
+    journal = tmp_path / "results/scores.partial.jsonl"
+    journal.parent.mkdir()
+    model = load_model(checkpoint)
+    score(model, open_mixtures(manifests["mix_clean"], 8000), metrics=(), limit=1, journal=journal)
+    options = (checkpoint, "--no-sdr", "--out", tmp_path / "results", "--mixtures")
+    refused = run(*options, manifests["mix_both"])
+    assert (refused.exit_code, "with other mixtures" in " ".join(refused.stderr.split())) == (2, True)
+    assert run(*options, manifests["mix_clean"]).exit_code == 0
+
+
+def test_a_metric_without_a_value_costs_no_other_and_is_explained_once(checkpoint, tmp_path):
+    """Half a second at 44.1 kHz, where there is no PESQ; one mixture is too short for ESTOI, too."""
+    pytest.importorskip("pesq")
+    rng, sets = np.random.default_rng(0), tmp_path / "set"
+    for name, n_samples in (("a", 22050), ("b", 22050), ("c", 10)):
+        sources = 0.1 * rng.standard_normal((2, n_samples))
+        for folder, waveform in (("mix", sources.sum(0)), ("s1", sources[0]), ("s2", sources[1])):
+            (sets / folder).mkdir(parents=True, exist_ok=True)
+            soundfile.write(sets / folder / f"{name}.wav", waveform, 44100, "FLOAT")
+    result = run(checkpoint, sets, "--no-sdr", "--metrics", "pesq,estoi", "--out", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stderr.splitlines() if "note" in line] == [
+        "note: PESQ is defined at 8000 and 16000 Hz, got 44100 Hz; n/a in 3 of 3 mixtures",
+        "note: ESTOI is defined for recordings of 0.4 s and more; n/a in 1 of 3 mixtures",
+    ]
+    with (tmp_path / "results/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["PESQ_1"] for row in rows] == ["n/a"] * 3
+    assert [row["ESTOI_1"] == "n/a" for row in rows] == [False, False, True]
+    assert "n/a" not in [row["SI-SNR"] for row in rows]
+    summary = json.loads((tmp_path / "results/summary.json").read_text())
+    assert summary["not_applicable"]["pesq"] == summary["not_applicable"]["mixture_pesq"] == 6
+    assert summary["not_applicable"]["estoi"] == 2
+    assert summary["mean"]["pesq"] is None
+    assert "si_snr" not in summary["not_applicable"]
+    assert summary["mean"]["estoi"] == pytest.approx(
+        np.mean([float(row["ESTOI"]) for row in rows[:2]]), abs=1e-3
+    )
+    (line,) = (line.split() for line in result.stdout.splitlines() if line.startswith("PESQ"))
+    assert line == ["PESQ", "(MOS)", "n/a", "6"]
+
+
+def test_random_weights_are_a_warning_as_in_separate(mixtures, tmp_path):
+    result = run("sepreformer-t", mixtures, "--no-sdr", "--limit", 1, "--out", tmp_path / "results")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0].startswith("warning: sepreformer-t has random weights")
+    assert "UserWarning" not in result.stderr
+
+
+def test_a_row_of_a_manifest_that_is_cut_off_exits_with_2(checkpoint, tmp_path):
+    manifest = tmp_path / "cut.csv"
+    write_mixture_manifest([MixtureFiles("a", *[tmp_path / "m.wav", (tmp_path / "s.wav",) * 2],
+                                         ("x", "y"), ("1", "2"), 100, 8000)], manifest)  # fmt: skip
+    manifest.write_text(manifest.read_text().splitlines()[0] + "\nfoo\n")
+    result = run(checkpoint, manifest, "--out", tmp_path / "results")
+    assert (result.exit_code, "cut.csv, line 2: " in result.stderr.replace("\n", " ")) == (2, True)
 
 
 def test_json_limit_and_no_sdr(checkpoint, mixtures, tmp_path):

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from flasepformer.metrics import PESQ_MAX_SECONDS, estoi, pesq
+from flasepformer.metrics import PESQ_MAX_SECONDS, estoi, pesq, why_no_estoi, why_no_pesq
 
 
 def babble(seconds, seed=0):
@@ -49,6 +49,24 @@ def test_estoi_has_no_value_for_silence_and_for_too_little_speech():
     source, silence = babble(1), torch.zeros(8000)
     assert estoi(torch.stack([source, silence]), torch.stack([silence, source]), 8000).isnan().all()
     assert estoi(babble(0.3), babble(0.3), 8000).isnan()
+
+
+@pytest.mark.parametrize("n_samples", [1, 10, 255, 3199])
+def test_estoi_has_no_value_for_less_than_a_frame(n_samples):
+    source = torch.randn(2, n_samples, generator=torch.Generator().manual_seed(0))
+    assert estoi(source, source, 8000).isnan().all()
+    assert why_no_estoi(n_samples, 8000) == "ESTOI is defined for recordings of 0.4 s and more"
+
+
+def test_reasons_are_given_where_there_is_no_value_only():
+    pytest.importorskip("pesq")
+    for seconds in (0.2, 0.3, 1.0, PESQ_MAX_SECONDS + 0.1):
+        source = babble(seconds)
+        assert bool(why_no_pesq(len(source), 8000)) == (not 0.25 <= seconds <= PESQ_MAX_SECONDS)
+        if why_no_pesq(len(source), 8000):
+            assert pesq(source, source, 8000).isnan()
+    assert not why_no_estoi(len(babble(1)), 8000)
+    assert not estoi(babble(1), babble(1), 8000).isnan()
 
 
 def test_shapes_that_differ_are_refused():

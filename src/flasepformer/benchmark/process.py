@@ -11,7 +11,8 @@ import platform
 import resource
 import sys
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +32,11 @@ LEAST_SECONDS = 0.5
 
 MOST_PASSES = 50
 
+_OUT_OF_MEMORY = (
+    *("allocate memory", "out of memory", "bad_alloc", "failed to map segment"),
+    "error return without exception set",
+)
+
 
 def measure_case(case: Case, memory_limit: int, count: bool) -> dict[str, Any]:
     """Measure a case in this process.
@@ -45,26 +51,28 @@ def measure_case(case: Case, memory_limit: int, count: bool) -> dict[str, Any]:
     """
     import torch
 
+    from flasepformer.models.multiply_adds import multiply_adds
+
     torch.set_num_threads(case.threads)
-    if case.device == "cpu":
-        limit_address_space(memory_limit)
+    module, function = case.builder.split(":")
+    builder = getattr(import_module(module), function)  # outside the limit, as no package is the model
     try:
-        return _measure(case, count)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _is_out_of_memory(error):
+        with limited_address_space(memory_limit) if case.device == "cpu" else nullcontext():
+            model = builder(case.model).to(case.device).eval()
+            measured = _measure(model, case)
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         return {"status": OUT_OF_MEMORY}
+    countable = count and getattr(model, "countable", True)
+    return {**measured, "multiply_adds": multiply_adds(model, case.seconds) if countable else None}
 
 
-def _measure(case: Case, count: bool) -> dict[str, Any]:
+def _measure(model: "torch.nn.Module", case: Case) -> dict[str, Any]:
     import torch
 
     from flasepformer.models import count_parameters
-    from flasepformer.models.multiply_adds import multiply_adds
 
-    module, function = case.builder.split(":")
-    model: torch.nn.Module = getattr(import_module(module), function)(case.model)
-    model = model.to(case.device).eval()
     sample_rate = int(model.sample_rate)  # type: ignore[arg-type]
     n_samples = round(case.seconds * sample_rate)
     mixture = 0.1 * torch.randn(1, n_samples, generator=torch.Generator().manual_seed(0)).to(case.device)
@@ -74,7 +82,6 @@ def _measure(case: Case, count: bool) -> dict[str, Any]:
         memory = PeakMemory(case.device)
         wall_clock, processor = _time_passes(model, mixture)
         peak_memory = memory.read()
-    countable = count and getattr(model, "countable", True)
     return {
         "status": OK,
         "round_seconds": [median(wall_clock)],
@@ -83,7 +90,6 @@ def _measure(case: Case, count: bool) -> dict[str, Any]:
         "peak_memories": [peak_memory],
         "n_parameters": count_parameters(model),
         "weight_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
-        "multiply_adds": multiply_adds(model, case.seconds) if countable else None,
     }
 
 
@@ -147,13 +153,18 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def limit_address_space(n_bytes: int) -> None:
+@contextmanager
+def limited_address_space(n_bytes: int) -> Iterator[None]:
     """Let this process take so many bytes beyond what it has now; then allocating fails, not the machine."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = process_status("VmSize") + n_bytes
     resource.setrlimit(
         resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
     )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def process_status(key: str) -> int:
@@ -163,9 +174,17 @@ def process_status(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), 0)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether PyTorch failed for want of memory, which on a CPU only the message says."""
-    return any(words in str(error) for words in ("allocate memory", "out of memory", "bad_alloc"))
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or what it came from, was for want of memory.
+
+    PyTorch says it on a CPU in the message only, and so does the loader of a library; what an import calls
+    may fail without any exception set, which Python makes a SystemError.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def main() -> None:

@@ -25,9 +25,16 @@ def compare(
 ) -> None:
     """Compare two evaluations mixture by mixture: the second less the first, with its 95 % interval.
 
-    Exit codes: 0 done, 2 wrong usage, such as evaluations of different mixtures, 3 no usable disk or package.
+    Exit codes: 0 done, 2 wrong usage, such as evaluations of different mixtures, targets or sample rates,
+    3 no usable disk or package.
     """
-    from flasepformer.evaluation import METRICS, comparison_as_dict, load_result, write_comparison
+    from flasepformer.evaluation import (
+        METRICS,
+        check_same_sets,
+        comparison_as_dict,
+        load_result,
+        write_comparison,
+    )
     from flasepformer.evaluation import compare as take_difference
     from flasepformer.inference import OutputError
 
@@ -37,6 +44,7 @@ def compare(
         if out is not None:
             check_place(out)
         results = [load_result(path) for path in (first, second)]
+        check_same_sets(*results)
         differences = take_difference(results[0].rows, results[1].rows)
         if out is not None:
             write_comparison(out, *results)

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from flasepformer.cli.places import check_place
 
 if TYPE_CHECKING:
     from flasepformer.evaluation import EvaluationResult, Summary
-    from flasepformer.inference import RunOptions
+    from flasepformer.inference import RunOptions, Separator
 
 JOURNAL_FILE = "scores.partial.jsonl"
 MIXTURES_PER_JOB = 8  # fewer are done sooner than another process starts
@@ -81,6 +82,7 @@ def evaluate(
 ) -> None:
     """Separate mixtures with known sources and score the estimates: SI-SNR, SDR and their improvements.
 
+    A metric that has no value for a recording, such as PESQ at 44.1 kHz, is n/a and the others count.
     confusion is the share of the talking time that is in the wrong track, for conversations; leakage the
     level of the other tracks, for recordings of a single talker. An evaluation that was cut short goes on
     where it was.
@@ -116,6 +118,8 @@ def evaluate(
     for row in result.rows:
         if row.warnings:
             print_message(f"warning: {row.name}: {row.warnings}")
+    for note, n_mixtures in result.notes.items():
+        print_message(f"note: {note}; n/a in {n_mixtures} of {len(result.rows)} mixtures")
     if as_json:
         content = {"separation": describe_run(run_options), **result.as_dict()}
         print_result(json.dumps(content, indent=2))
@@ -166,11 +170,10 @@ def _score(
     from flasepformer.data import open_mixtures
     from flasepformer.evaluation import check_metrics, describe_run, describe_set, versions, weights_digest
     from flasepformer.evaluation import evaluate as score
-    from flasepformer.inference import Separator
 
     check_place(out)
     check_metrics(metrics)
-    separator = Separator.from_pretrained(name, device)
+    separator = load_separator(name, device)
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))
@@ -196,6 +199,18 @@ def _score(
     return result, table
 
 
+def load_separator(name: str, device: str) -> "Separator":
+    """Load a model for a command that scores it; what there is to say of it goes to stderr."""
+    from flasepformer.inference import Separator
+
+    with warnings.catch_warnings(record=True) as cautions:
+        warnings.simplefilter("always")
+        separator = Separator.from_pretrained(name, device)
+    for caution in cautions:
+        print_message(f"warning: {caution.message}")
+    return separator
+
+
 def _n_cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -215,6 +230,7 @@ def _table(result: "EvaluationResult") -> list[str]:
             low, high = whole.interval[metric]
             cells = [value, whole.median[metric], whole.mean.get(f"mixture_{metric}", math.nan)]
             mean, median, mixture = map(_decibels, cells)
+            mean = mean or "n/a"
             rows.append(
                 [
                     label if unit in ("dB", "") else f"{label} ({unit})",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.evaluate import load_separator
 from flasepformer.cli.places import check_place
 
 if TYPE_CHECKING:
@@ -83,9 +84,10 @@ def _examples(
     device: str,
 ) -> list["Example"]:
     from flasepformer.data import open_mixtures
-    from flasepformer.evaluation import choose_examples, make_examples, weights_digest
-    from flasepformer.inference import Separator
+    from flasepformer.evaluation import check_same_sets, choose_examples, make_examples, weights_digest
 
+    for result in results[1:]:  # before the work
+        check_same_sets(results[0], result)
     if models and len(models) != len(results):
         raise ValueError(f"give one --model for each of the {len(results)} results, got {len(models)}")
     facts = [result.facts.get("model") for result in results]
@@ -99,7 +101,7 @@ def _examples(
         )
     if not Path(path).exists():
         raise ValueError(f"the mixtures are not at {path} any more; give --mixtures, or --examples 0")
-    separators = [Separator.from_pretrained(name, device) for name in names]
+    separators = [load_separator(name, device) for name in names]
     for name, separator, fact in zip(names, separators, known, strict=True):
         if fact.get("weights_sha256") not in (None, weights_digest(separator.model)):
             raise ValueError(

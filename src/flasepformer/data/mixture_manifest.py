@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_EXCESS = "values without a column"  # where a row is longer than the header
 _COLUMNS = ("source_path", "speaker", "utterance", "sex", "corpus")  # of each source
 
 
@@ -59,11 +60,21 @@ def read_mixture_manifest(path: str | Path) -> list[MixtureFiles]:
     """Read a manifest that `write_mixture_manifest` wrote.
 
     Raises:
-        ValueError: A column is missing, a number is not one, or there is no row.
+        ValueError: A column is missing, a row is too short or too long, a number is not one, there is no row,
+            or the file is no CSV at all.
     """
     path = Path(path)
+    try:
+        return _read(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no manifest of mixtures: it is not text in UTF-8") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is no manifest of mixtures: {error}") from error
+
+
+def _read(path: Path) -> list[MixtureFiles]:
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, restkey=_EXCESS)
         header = reader.fieldnames or []
         n_sources = max(1, sum(column.startswith("source_path_") for column in header))
         needed = ["name", "n_samples", "sample_rate", "mixture_path"]
@@ -77,12 +88,25 @@ def read_mixture_manifest(path: str | Path) -> list[MixtureFiles]:
         files = []
         for row in reader:
             try:
+                _check(row, header, n_sources)
                 files.append(_parse(row, path.parent, n_sources))
             except ValueError as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     if not files:
         raise ValueError(f"{path} lists no mixture")
     return files
+
+
+def _check(row: Mapping[str, str | list[str] | None], header: Sequence[str], n_sources: int) -> None:
+    n_missing, n_excess = sum(value is None for value in row.values()), len(row.get(_EXCESS) or ())
+    if n_missing or n_excess:
+        raise ValueError(
+            f"{len(header) - n_missing + n_excess} values for {len(header)} columns; "
+            "the file may be cut off, or a comma may lack its quotes"
+        )
+    for column in ("name", "mixture_path", *(f"source_path_{s}" for s in range(1, n_sources + 1))):
+        if not row[column]:
+            raise ValueError(f"{column} is empty")
 
 
 def read_split(folder: str | Path, split: str) -> list[MixtureFiles]:

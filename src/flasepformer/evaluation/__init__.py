@@ -6,6 +6,7 @@ same mixtures. `write_report` makes a page of one or several, with sounds and pi
 
 from flasepformer.evaluation.comparison import (
     Difference,
+    check_same_sets,
     compare,
     comparison_as_dict,
     scatter_plot,
@@ -34,6 +35,7 @@ __all__ = [
     "Summary",
     "bootstrap_interval",
     "check_metrics",
+    "check_same_sets",
     "choose_examples",
     "compare",
     "comparison_as_dict",

@@ -84,6 +84,7 @@ def write_comparison(folder: str | Path, first: StoredResult, second: StoredResu
         OutputError: The folder cannot be written in.
     """
     folder = Path(folder)
+    check_same_sets(first, second)
     differences = compare(first.rows, second.rows)
     content = {
         "first": first.facts.get("model", first.label),
@@ -152,11 +153,40 @@ def scatter_plot(first: StoredResult, second: StoredResult) -> bytes:
     return picture.getvalue()
 
 
+_SET_FACTS = {"mixture": "mixtures", "targets": "targets", "sample_rate": "sample rate in Hz"}
+_TOLERANCE_DB = 0.01  # tables have three decimals, and the same arithmetic rounds otherwise elsewhere
+
+
+def check_same_sets(first: StoredResult, second: StoredResult) -> None:
+    """Refuse evaluations of other mixtures, targets or sample rates, as summaries and tables show them.
+
+    Raises:
+        ValueError: They are not of the same set.
+    """
+    noted = [result.facts.get("set") for result in (first, second)]
+    facts = [fact if isinstance(fact, dict) else {} for fact in noted]
+    for key, what in _SET_FACTS.items():
+        one, other = (fact.get(key) for fact in facts)
+        if one is not None and other is not None and one != other:
+            raise ValueError(
+                f"the two evaluations are of different sets: {what}: {_listed(one)} in one and "
+                f"{_listed(other)} in the other. Score both models on the same mixtures"
+            )
+    check_same_mixtures(first.rows, second.rows)
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def check_same_mixtures(first: Sequence[EvaluationRow], second: Sequence[EvaluationRow]) -> None:
     """Refuse evaluations that cannot be compared mixture by mixture.
 
+    The SI-SNR of a mixture itself has nothing to do with the model: where it differs, the mixture or its
+    targets do.
+
     Raises:
-        ValueError: Names or lengths of the mixtures differ.
+        ValueError: Names, lengths or SI-SNRs of the mixtures differ.
     """
     lengths = [{row.name: row.seconds for row in rows} for rows in (first, second)]
     both = lengths[0].keys() & lengths[1].keys()
@@ -173,3 +203,12 @@ def check_same_mixtures(first: Sequence[EvaluationRow], second: Sequence[Evaluat
                 f"the two evaluations are of different sets: {name!r} is {seconds[0]:.3f} s long in one "
                 f"and {seconds[1]:.3f} s in the other"
             )
+    scores = [{row.name: row.scores.get("mixture_si_snr", ()) for row in rows} for rows in (first, second)]
+    for name in lengths[0]:
+        for talker, pair in enumerate(zip(scores[0][name], scores[1][name], strict=False), 1):
+            if abs(pair[0] - pair[1]) > _TOLERANCE_DB:  # nan, for a source that is silent, passes
+                raise ValueError(
+                    f"the two evaluations are of different sets: without any model, talker {talker} of "
+                    f"{name!r} has an SI-SNR of {pair[0]:.3f} dB in one and {pair[1]:.3f} dB in the other; "
+                    "noise, targets or sample rate differ. Score both models on the same mixtures"
+                )

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from flasepformer.data import MixtureSet
 from flasepformer.evaluation.journal import Journal
-from flasepformer.evaluation.provenance import names_digest, weights_digest
+from flasepformer.evaluation.provenance import set_digest, versions, weights_digest
 from flasepformer.evaluation.rows import N_DECIMALS, EvaluationRow
-from flasepformer.evaluation.scoring import check_metrics, score_estimates
+from flasepformer.evaluation.scoring import check_metrics, score_estimates, why_not_applicable
 from flasepformer.evaluation.separating import Separate, describe_run, separation_by, share_memory
 from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.summary import EvaluationResult
@@ -49,7 +49,7 @@ def evaluate(
             memory that one recording may take when nobody says how much.
         jobs: Processes, of one thread each. With 1, this process does the work.
         journal: File that takes each row as soon as it is known. If it holds rows of the same evaluation, cut
-            short, they are not computed again.
+            short, they are not computed again; the files of the set must be as they were.
         progress: Show a progress bar when stderr is a terminal.
 
     Raises:
@@ -70,12 +70,14 @@ def evaluate(
     if journal is not None:
         network = model.model if isinstance(model, Separator) else model
         identity: dict[str, Any] = {
-            "model": weights_digest(network),
-            "mixtures": names_digest(mixtures.names),
+            "weights": weights_digest(network),
+            "config": repr(getattr(network, "config", None)),  # not all of it shows in the weights
+            "mixtures or files": set_digest(mixtures),
             "metrics": sorted(metrics),
+            "mode": describe_run(run_options),
+            "device": next(network.parameters()).device.type,
+            "versions": versions(metrics),
         }
-        if run_options is not None:
-            identity["separation"] = describe_run(run_options)
         written = Journal(Path(journal), identity)
         rows += written.rows[: len(names)]
     score = partial(_score, separate, mixtures, metrics)
@@ -127,6 +129,7 @@ def _score(
             },
             groups=dict(item.groups),
             warnings="; ".join(warnings),
+            notes=tuple(filter(None, (why_not_applicable(metric, item) for metric in metrics))),
         )
     except (ValueError, OSError, SeparationError) as error:
         return EvaluationRow(name=name, error=str(error))

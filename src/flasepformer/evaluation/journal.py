@@ -18,7 +18,7 @@ class Journal:
 
     Args:
         path: Continued if it is there; its folder is made if missing.
-        identity: What the rows depend on.
+        identity: What the rows depend on: plain values for JSON, under names that a message can hold.
 
     Raises:
         ValueError: The file belongs to another evaluation.
@@ -31,10 +31,10 @@ class Journal:
         """Those of the evaluation that was cut short."""
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
-        if whole and _load(whole[0]) != identity:
+        if whole and (differing := _differing(_load(whole[0]), identity)):
             raise ValueError(
-                f"{path} holds an unfinished evaluation of another model or set, in another mode, or with "
-                "other metrics; finish that one, choose another folder, or overwrite it"
+                f"{path} holds an unfinished evaluation with other {', '.join(differing)}; "
+                "finish that one, choose another folder, or overwrite it"
             )
         self.rows = [_row(_load(line)) for line in whole[1:]]
         if not whole:
@@ -58,6 +58,11 @@ class Journal:
             ) from error
 
 
+def _differing(noted: Any, identity: Mapping[str, Any]) -> list[str]:
+    noted = noted if isinstance(noted, dict) else {}
+    return [key for key in {**identity, **noted} if noted.get(key) != identity.get(key)]
+
+
 def _line(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
@@ -72,7 +77,10 @@ def _load(line: bytes) -> Any:
 def _row(content: dict[str, Any]) -> EvaluationRow:
     scores = {metric: tuple(map(_number, values)) for metric, values in content.pop("scores").items()}
     seconds, compute_seconds = _number(content.pop("seconds")), _number(content.pop("compute_seconds"))
-    return EvaluationRow(**content, scores=scores, seconds=seconds, compute_seconds=compute_seconds)
+    notes = tuple(content.pop("notes"))
+    return EvaluationRow(
+        **content, scores=scores, seconds=seconds, compute_seconds=compute_seconds, notes=notes
+    )
 
 
 def _number(value: float | None) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from torch import Tensor
 
-from flasepformer.evaluation.comparison import Difference, compare
+from flasepformer.evaluation.comparison import Difference, check_same_sets, compare
 from flasepformer.evaluation.drawing import histogram, peak_level_db, scatter, spectrogram
 from flasepformer.evaluation.examples import MAX_SECONDS, Example
 from flasepformer.evaluation.scoring import METRICS
@@ -158,6 +158,7 @@ def _unit_of(metric: str) -> str:
 
 
 def _comparison(first: StoredResult, second: StoredResult, labels: tuple[str, str]) -> str:
+    check_same_sets(first, second)
     differences = compare(first.rows, second.rows)
     rows = [["Difference", "mean", "mixtures that got better"]]
     rows += [

@@ -33,6 +33,8 @@ class EvaluationRow:
     """Why the mixture could not be scored; it has no scores then."""
     warnings: str = ""
     """What may have gone wrong in its separation."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """Why a metric has no value for such a recording, in sentences; the table holds only that it has none."""
 
     def mean(self, metric: str) -> float:
         """Average one of `METRICS` over the talkers to whom it applies; nan if there is none."""

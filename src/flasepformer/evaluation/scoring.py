@@ -20,6 +20,8 @@ from flasepformer.metrics import (
     separation_scores,
     sir_sar,
     talker_confusion,
+    why_no_estoi,
+    why_no_pesq,
 )
 
 Scores = dict[str, tuple[float, ...]]
@@ -94,11 +96,21 @@ def package_of(metric: str) -> str:
     return _PACKAGES.get(metric, ("", ""))[0]
 
 
+def why_not_applicable(metric: str, item: Mixture) -> str:
+    """Say in a sentence why one of `EXTRA_METRICS` has no value for a mixture of this rate and length.
+
+    Empty if nothing stands against it.
+    """
+    why = {"pesq": why_no_pesq, "estoi": why_no_estoi}.get(metric)
+    return why(len(item.mixture), item.sample_rate) if why else ""
+
+
 def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] = ()) -> Scores:
     """Score estimates against the sources of a mixture, in the order that has the highest SI-SNR.
 
     A source that is silent or missing is "not applicable": nan. So is a score of the mixture that is
-    infinite, and the improvement over it: one talker alone is separated already.
+    infinite, and the improvement over it: one talker alone is separated already. So is a metric that has no
+    value at this rate or length, see `why_not_applicable`; the others have theirs.
 
     Args:
         estimates: (source, time).
@@ -119,10 +131,11 @@ def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] =
         if {"sir", "sar"} & {*metrics}:
             ratios = dict(zip(("sir", "sar"), sir_sar(signals, sources), strict=True))
             scores |= {prefix + name: ratio for name, ratio in ratios.items() if name in metrics}
-        if "pesq" in metrics:
-            scores[f"{prefix}pesq"] = pesq(signals, sources, item.sample_rate)
-        if "estoi" in metrics:
-            scores[f"{prefix}estoi"] = estoi(signals, sources, item.sample_rate)
+        for name, perceptual in (("pesq", pesq), ("estoi", estoi)):
+            if name in metrics and why_not_applicable(name, item):
+                scores[prefix + name] = torch.full_like(scored.si_snr, torch.nan)
+            elif name in metrics:
+                scores[prefix + name] = perceptual(signals, sources, item.sample_rate)
     for metric, score in scores.items():
         if metric.startswith("mixture_") and METRICS[metric].unit == "dB":  # a clipped infinity is no number
             scores[metric] = score.masked_fill(score > _PERFECT_DB, torch.nan)

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ class EvaluationResult:
         """Name of each mixture that could not be scored, and the reason."""
         return tuple((row.name, row.error) for row in self.rows if row.error)
 
+    @property
+    def notes(self) -> dict[str, int]:
+        """Why a metric has no value, in sentences, with the number of mixtures that each is about."""
+        return dict(Counter(note for row in self.rows for note in row.notes))
+
     def summary(self, **group: str) -> Summary:
         """Summarise all rows, or those of one group: `summary(sexes="F-M")`."""
         return summarise([row for row in self.rows if group.items() <= row.labels.items()])
@@ -88,7 +94,7 @@ class EvaluationResult:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Return summary, groups and failures as plain values for JSON; None stands for nan."""
+        """Return summary, groups, notes and failures as plain values for JSON; None stands for nan."""
         return without_nan(
             {
                 **asdict(self.summary()),
@@ -96,6 +102,7 @@ class EvaluationResult:
                     key: {value: asdict(summary) for value, summary in summaries.items()}
                     for key, summaries in self.grouped().items()
                 },
+                "notes": self.notes,
                 "failures": dict(self.failures),
             }
         )

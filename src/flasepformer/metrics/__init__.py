@@ -2,7 +2,7 @@
 
 from flasepformer.metrics.bss_eval import sir_sar
 from flasepformer.metrics.conversation import leakage_db, talker_confusion
-from flasepformer.metrics.perceptual import PESQ_MAX_SECONDS, estoi, pesq
+from flasepformer.metrics.perceptual import PESQ_MAX_SECONDS, estoi, pesq, why_no_estoi, why_no_pesq
 from flasepformer.metrics.permutation import best_permutation, pairwise, reorder
 from flasepformer.metrics.ratios import LIMIT_DB, sdr, sdr_improvement, si_snr, si_snr_improvement
 from flasepformer.metrics.separation import SeparationScores, separation_scores
@@ -24,4 +24,6 @@ __all__ = [
     "si_snr_improvement",
     "sir_sar",
     "talker_confusion",
+    "why_no_estoi",
+    "why_no_pesq",
 ]
