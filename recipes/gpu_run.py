@@ -108,7 +108,6 @@ SLACK = 0.03
 """Share of the steps that the last plan leaves out, in case the pace falls."""
 N_MIXED = 50
 """Mixtures that are made to see how long one takes."""
-_NEVER = 10**9
 _N_SMALL_FILES = 4  # of the results: config, curve, log and recipe
 
 
@@ -618,13 +617,14 @@ def train_in_time(
         export: Called with the recipe after every segment.
 
     Returns:
-        The recipe as it was run in the end.
+        The recipe of the last segment; one that was cut short has fewer steps behind it.
 
     Raises:
         ValueError: The recipe has schedules in epochs.
         TrainingError: The time was up before the first step, or the run broke off.
     """
     _check_schedules(recipe)
+    planned = recipe
     moments = (0.0, PACE_SHARE * budget.seconds, (1 - decay) * budget.seconds, budget.seconds)
     try:
         for number, moment in enumerate(moments):
@@ -640,21 +640,21 @@ def train_in_time(
             if number == 2:
                 recipe = _with_shorter_warmup(recipe, run, budget)
             n_decay = n_steps if is_last and decay > 0 else 0
-            recipe = _planned(recipe, _step(run) + n_steps, n_decay, every)
+            planned = _planned(recipe, _step(run) + n_steps, n_decay, every)
             if number == 0:
-                recipe = _probe(recipe, run, cache, budget)
+                planned = _probe(planned, run, cache, budget)
+                recipe = _with_batches_of(planned, recipe)
                 _tell_mixing_rate(recipe, cache, budget)
             else:
-                _segment(recipe, run, cache, budget)
-            _timed_export(export, recipe, budget)
+                _segment(planned, run, cache, budget)
+            _timed_export(export, planned, budget)
     except OutOfTimeError:
         if RunFolder(run).checkpoint is None:
             raise TrainingError("the time was up before the first step; give more minutes") from None
-        print(f"out of time at step {_step(run)} of {recipe.optimization.n_steps}", flush=True)
-        recipe = _planned(recipe, _step(run) + 1, _NEVER, _step(run) + 1)  # one step, which changes nothing
-        _segment(recipe, run, cache, budget, is_closing=True)
-        _timed_export(export, recipe, budget)
-    return recipe
+        print(f"out of time at step {_step(run)} of {planned.optimization.n_steps}", flush=True)
+        _segment(_closing(planned, _step(run) + 1), run, cache, budget, is_closing=True)
+        _timed_export(export, planned, budget)
+    return planned
 
 
 def _check_schedules(recipe: Recipe) -> None:
@@ -671,8 +671,35 @@ def _check_schedules(recipe: Recipe) -> None:
 
 
 def _planned(recipe: Recipe, n_steps: int, decay_steps: int, every: int) -> Recipe:
-    optimization = dataclasses.replace(recipe.optimization, n_steps=n_steps, decay_steps=decay_steps)
-    return dataclasses.replace(recipe, optimization=optimization, steps_per_epoch=every)
+    """Return the recipe of a segment that ends at step `n_steps`.
+
+    A warm-up that goes on beyond that is as steep as it was, up to a peak that is lower. One that reaches
+    into the fall goes first.
+    """
+    optimization = recipe.optimization
+    warmup_steps = min(optimization.warmup_steps, n_steps)
+    share = warmup_steps / optimization.warmup_steps if optimization.warmup_steps else 1.0
+    planned = dataclasses.replace(
+        optimization,
+        n_steps=n_steps,
+        warmup_steps=warmup_steps,
+        decay_steps=min(decay_steps, n_steps - warmup_steps),
+        learning_rate=share * optimization.learning_rate,
+    )
+    return dataclasses.replace(recipe, optimization=planned, steps_per_epoch=every)
+
+
+def _closing(recipe: Recipe, n_steps: int) -> Recipe:
+    """Return the recipe of a last step that changes no weights, after which they are validated."""
+    optimization = dataclasses.replace(
+        recipe.optimization, n_steps=n_steps, learning_rate=0.0, warmup_steps=0, decay_steps=0
+    )
+    return dataclasses.replace(recipe, optimization=optimization, steps_per_epoch=n_steps)
+
+
+def _with_batches_of(probed: Recipe, recipe: Recipe) -> Recipe:
+    batches = {name: getattr(probed.optimization, name) for name in ("batch_size", "accumulate_steps")}
+    return dataclasses.replace(recipe, optimization=dataclasses.replace(recipe.optimization, **batches))
 
 
 def _with_shorter_warmup(recipe: Recipe, run: Path, budget: Budget) -> Recipe:

@@ -22,7 +22,11 @@ def main(curve: Path, picture: Path) -> None:
         2, 1, figsize=(8, 5.5), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
     upper.plot(
-        hours, [-float(row["train_loss_db"]) for row in rows], lw=1, alpha=0.6, label="training: minus loss"
+        hours,
+        [-float(row["train_loss_db"] or "nan") for row in rows],
+        lw=1,
+        alpha=0.6,
+        label="training: minus loss",
     )
     valid = [row for row in rows if row["valid_si_snr_improvement_db"]]
     upper.plot(

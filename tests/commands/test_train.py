@@ -12,7 +12,7 @@ RECIPE = """
 model: {n_filters: 16, n_channels: 8, n_heads: 2, n_stages: 1, n_encoder_blocks: 1, n_decoder_blocks: 1}
 data: {n_valid_mixtures: 2, valid_segment_seconds: 0.25}
 mixing: {segment_seconds: 0.25}
-optimization: {n_steps: 2, batch_size: 1, warmup_steps: 1, decay_steps: 1}
+optimization: {n_steps: 2, batch_size: 1, warmup_steps: 1, decay_steps: 0}
 validate_every: 1
 """
 
@@ -93,6 +93,54 @@ def test_train_on_a_set_that_prepare_has_listed(tmp_path):
     assert unused.exit_code == 2
     assert "--mixtures is of no use" in unused.stderr
     assert "trains on speech and validates on speech" in unused.stderr
+
+
+MADE_SPLITS = ["--set", "data.train_split=train/mix_clean", "--set", "data.valid_split=valid/mix_clean"]
+
+
+def make_set(speech, root):
+    """Let `flasepformer mixtures` make a set of the speech, a folder for each split."""
+    for split in ("train", "valid"):
+        words = ["mixtures", str(speech), "--kind", "set", "--split", split, "--count", "2", "--workers", "1"]
+        result = CliRunner().invoke(app, [*words, "--out", str(root / split)])
+        assert result.exit_code == 0, result.output
+    return root
+
+
+def test_train_on_a_set_that_mixtures_has_made(tmp_path):
+    made = make_set(write_speech(tmp_path / "speech"), tmp_path / "set")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = [
+        "train",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--mixtures",
+        str(made),
+    ]
+    arguments += FIXED[:4]
+    lost = CliRunner().invoke(app, arguments)
+    assert (lost.exit_code, lost.stderr) == (
+        3, f"error: no manifest train.csv in {made}; it has train/mix_clean, valid/mix_clean: give two of "
+        "them as data.train_split and data.valid_split\n"
+    )  # fmt: skip
+    result = CliRunner().invoke(app, [*arguments, *MADE_SPLITS])
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "run" / "best").config.n_filters == 16
+
+
+def test_train_ends_in_the_same_way_whether_speech_or_mixtures_are_corrupt(tmp_path):
+    speech = write_speech(tmp_path / "speech")
+    made = make_set(speech, tmp_path / "set")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (speech / "train/a/0.wav").write_text("<html>not found</html>")
+    next(made.glob("train/s1/*.wav")).write_text("<html>not found</html>")
+    for given in (["--speech", str(speech)], ["--mixtures", str(made), *FIXED[:4], *MADE_SPLITS]):
+        arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / given[0]), *given]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 3, result.output
+        assert "1 of 2 " in result.stderr
+        assert "data.max_corrupt_share" in result.stderr
 
 
 def test_train_says_whether_an_interrupted_run_had_begun(tmp_path, monkeypatch):

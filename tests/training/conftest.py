@@ -108,7 +108,7 @@ def recipe(speech):
 def small_recipe(recipe):
     """Return a recipe that is over in a moment, of a network without dropout and batch normalisation."""
     return dataclasses.replace(
-        changed(recipe, n_steps=4, batch_size=1),
+        changed(recipe, n_steps=4, batch_size=1, warmup_steps=1, decay_steps=0),
         model=TFLOCOFORMER,
         fourier_filters=False,
         data=dataclasses.replace(recipe.data, n_valid_mixtures=1, valid_segment_seconds=0.25),

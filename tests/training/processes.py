@@ -51,7 +51,7 @@ def train_until_killed(recipe, folder, moment):
 def train_as_one_of_several(rank, n_processes, port, recipe, folder, options):
     """Train with the environment that `torchrun` gives a process."""
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in {**world, **address}.items()})
     train_alone(recipe, folder, **options)
 

@@ -85,7 +85,8 @@ def test_estimates_stand_by_their_sources_at_their_level(recipe, tmp_path, monke
 
     pairs = [open_examples(recipe, tmp_path / "cache")[1].example(index) for index in range(2)]
     monkeypatch.setattr(loop._Run, "_estimates", all_but_perfect)
-    train(dataclasses.replace(changed(recipe, n_steps=1), n_logged_mixtures=1), tmp_path / "run")
+    one_step = changed(recipe, n_steps=1, warmup_steps=0, decay_steps=0)
+    train(dataclasses.replace(one_step, n_logged_mixtures=1), tmp_path / "run")
     events = shown(tmp_path / "run")
     assert {tag.split("/")[0] for tag in events.Tags()["audio"]} == {"mixture_1"}
     for source in (1, 2):

@@ -94,7 +94,9 @@ def test_a_recipe_without_data_is_refused(fixed_recipe, tmp_path, changes, messa
 
 
 def test_a_split_that_is_not_there_is_named(fixed_recipe, mixtures, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no manifest .*train-100\.csv.*flasepformer prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^no manifest train-100\.csv in .*; it has cv, tr: give two"
+    ):
         open_examples(with_data(fixed_recipe, train_split="train-100"), tmp_path)
 
 
@@ -108,6 +110,24 @@ def test_mixtures_for_another_model_are_refused(fixed_recipe, tmp_path):
     write_mixture_manifest([dataclasses.replace(files[0], sample_rate=16_000)], tmp_path / "fast.csv")
     with pytest.raises(ValueError, match="have 2 talkers at 16000 Hz"):
         open_examples(with_data(fixed_recipe, mixtures=str(tmp_path), train_split="fast"), tmp_path)
+
+
+def test_manifests_that_lie_elsewhere_are_named(fixed_recipe, mixtures, tmp_path):
+    (tmp_path / "train").mkdir()
+    shutil.copy(mixtures / "tr.csv", tmp_path / "train" / "mix_clean.csv")
+    (tmp_path / "train" / "timeline.csv").write_text("name,speaker,start,end\n")
+    with pytest.raises(FileNotFoundError, match=r"it has train/mix_clean: give two .*train_split and"):
+        open_examples(with_data(fixed_recipe, mixtures=str(tmp_path)), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^no manifest tr\.csv in .*`flasepformer prepare` and"):
+        open_examples(with_data(fixed_recipe, mixtures=str(tmp_path / "no")), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["speech", "mixtures"])
+def test_a_manifest_in_another_encoding_is_named(fixed_recipe, recipe, tmp_path, kind):
+    (tmp_path / "tr.csv").write_bytes("path,speaker,duration_s\nJosé.wav,José,1\n".encode("latin-1"))
+    opened = fixed_recipe if kind == "mixtures" else with_data(recipe, train_split="tr")
+    with pytest.raises(ValueError, match=r"tr\.csv is no .* not text in UTF-8"):
+        open_examples(with_data(opened, **{kind: str(tmp_path)}), tmp_path)
 
 
 @pytest.fixture
@@ -170,15 +190,20 @@ def test_a_corrupt_mixture_is_replaced_and_counted_up_to_the_limit_of_the_recipe
 def test_a_corrupt_mixture_of_the_validation_counts_too(fixed_recipe, mixtures, tmp_path):
     shutil.copytree(mixtures, tmp_path / "set")
     (tmp_path / "set/cv/mix/1.wav").unlink()
+    recipe = with_data(fixed_recipe, mixtures=str(tmp_path / "set"))
     with pytest.raises(TrainingError, match=r"1 of 3 mixtures of split 'cv' are corrupt.*cv-1: "):
-        train(with_data(fixed_recipe, mixtures=str(tmp_path / "set")), tmp_path / "run")
+        train(recipe, tmp_path / "run")
+    train(with_data(changed(recipe, n_steps=1), max_corrupt_share=0.4), tmp_path / "lenient")
+    shutil.rmtree(tmp_path / "set/cv/mix")
+    with pytest.raises(TrainingError, match=r"^all 3 mixtures are corrupt"):
+        train(recipe, tmp_path / "none")
 
 
 def test_a_set_that_is_gone_ends_the_run_with_its_name(fixed_recipe, mixtures, tmp_path):
     shutil.copytree(mixtures, tmp_path / "set")
     shutil.rmtree(tmp_path / "set" / "tr")
     recipe = with_data(fixed_recipe, mixtures=str(tmp_path / "set"), n_workers=1)
-    with pytest.raises(ValueError, match=r"^all 5 mixtures are corrupt; tr-\d: ") as error:
+    with pytest.raises(TrainingError, match=r"^all 5 mixtures are corrupt; tr-\d: ") as error:
         train(recipe, tmp_path / "run")
     assert "Traceback" not in str(error.value)
 

@@ -234,15 +234,18 @@ def test_the_recipe_for_the_gpu_is_size_t_and_its_results_fit(tmp_path):
 
 
 class FakeTraining:
-    """In place of `train`, on a clock of its own; it notes the learning rate of every step."""
+    """In place of `train`, on a clock of its own; it notes the learning rate of every step, as a share of the
+    peak in the recipe."""
 
-    def __init__(self, step_seconds, setup_seconds=5.0):
+    def __init__(self, step_seconds, setup_seconds=5.0, peak=3e-3):
+        self.peak = peak
         self.now, self.stop_at = 0.0, math.inf
         self.step_seconds, self.setup_seconds = step_seconds, setup_seconds
         self.rates, self.ends = {}, []
 
     def __call__(self, recipe, folder, *, resume, speech_cache):
         run, optimization = RunFolder(folder), recipe.optimization
+        self.closing = recipe
         assert resume == (run.checkpoint is not None)
         progress = run.load_checkpoint()["progress"] if resume else {"step": 0, "seconds": 0.0}
         self.now += self.setup_seconds
@@ -251,7 +254,7 @@ class FakeTraining:
         seconds = self.step_seconds[min(len(self.ends), len(self.step_seconds) - 1)]
         while progress["step"] < optimization.n_steps and self.now <= self.stop_at:
             self.rates[progress["step"]] = learning_rate(
-                progress["step"], peak=1.0, n_steps=optimization.n_steps,
+                progress["step"], peak=optimization.learning_rate / self.peak, n_steps=optimization.n_steps,
                 warmup_steps=optimization.warmup_steps, decay_steps=optimization.decay_steps,
             )  # fmt: skip
             self.now += seconds
@@ -293,7 +296,7 @@ def in_time(recipe, tmp_path, monkeypatch):
 
 def test_the_learning_rate_has_fallen_to_zero_when_the_time_is_up(recipe, in_time):
     fake = FakeTraining([1.0, 0.12, 0.1])  # seconds of a step: the first ones are slow
-    ended, budget, exports = in_time(fake, changed(recipe, warmup_steps=100))
+    ended, budget, exports = in_time(fake, changed(recipe, n_steps=200, warmup_steps=100))
     assert 0.94 * 540 < budget.spent < 540
     assert fake.ends == [recipe.optimization.n_steps for recipe in exports]
     assert len(exports) == 4
@@ -318,16 +321,18 @@ def test_a_run_that_will_go_on_keeps_its_learning_rate(recipe, in_time):
     assert fake.rates[again.optimization.n_steps - 1] < 0.001
 
 
-def test_a_machine_that_becomes_slow_costs_steps_not_the_run(in_time, capsys):
+def test_a_machine_that_becomes_slow_costs_steps_not_the_run(recipe, in_time, capsys):
     fake = FakeTraining([0.1, 0.1, 0.1, 0.2])
     ended, budget, exports = in_time(fake)
     assert "out of time" in capsys.readouterr().out
     assert 0.9 * 540 < budget.spent < 540
     assert len(exports) == 4  # three segments, and what was cut short
     last = max(fake.rates)
-    assert ended.optimization.n_steps == last + 1 == ended.steps_per_epoch  # it is validated
+    assert fake.closing.optimization.n_steps == last + 1 == fake.closing.steps_per_epoch  # it is validated
     assert fake.rates[last - 1] > 0.3
-    assert fake.rates[last] < 1e-6  # and left as it was
+    assert fake.rates[last] == 0  # and left as it was
+    assert (ended, ended.optimization.n_steps > last + 1) == (exports[-1], True)  # what had been planned
+    assert ended.optimization.learning_rate == recipe.optimization.learning_rate
 
 
 def test_too_little_time_for_a_step_is_said(in_time):
@@ -336,9 +341,17 @@ def test_too_little_time_for_a_step_is_said(in_time):
 
 
 def test_a_warm_up_longer_than_the_run_is_shortened(recipe, in_time, capsys):
-    ended, _, _ = in_time(FakeTraining([1.0]), changed(recipe, warmup_steps=400))
+    ended, _, _ = in_time(FakeTraining([1.0]), changed(recipe, n_steps=500, warmup_steps=400))
     assert "warm-up ends at step" in capsys.readouterr().out
     assert ended.optimization.warmup_steps == pytest.approx(0.1 * ended.optimization.n_steps, rel=0.2)
+
+
+def test_a_fall_from_the_first_minute_on_waits_for_the_warm_up(recipe, in_time):
+    fake = FakeTraining([0.1])
+    ended, _, _ = in_time(fake, changed(recipe, n_steps=2000, warmup_steps=1000), decay=1.0)
+    rates = [fake.rates[step] for step in range(ended.optimization.n_steps)]
+    assert rates[:1000] == pytest.approx(np.arange(1, 1001) / 1000)  # as steep in each of the segments
+    assert rates[1000:] == pytest.approx(np.linspace(1, 0, len(rates) - 999)[:-1])
 
 
 def test_batches_that_the_gpu_cannot_hold_are_halved(recipe, in_time, capsys):
@@ -397,7 +410,10 @@ def test_pack_train_and_resume_on_the_cpu(noisy, speech, tmp_path, capsys, monke
     assert ended.mixing.noise == noisy.mixing.noise  # by the names of the recipe, not of this machine
     rows = rows_of(Path("first/curve.csv"))
     assert int(rows[-1]["step"]) == ended.optimization.n_steps > gpu_run.N_PROBE_STEPS
-    assert float(rows[-1]["learning_rate"]) == 0
+    settings = ended.optimization
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(
+        settings.learning_rate / settings.decay_steps, abs=1e-8
+    )
     assert rows[-1]["valid_si_snr_improvement_db"]
 
     gpu_run.main(

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -46,7 +47,9 @@ def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path)
     assert [int(row["step"]) for row in rows] == [2, 3, 4, 6]
     assert [bool(row["valid_si_snr_improvement_db"]) for row in rows] == [False, True, False, True]
     assert float(rows[-1]["hours_heard"]) == pytest.approx(6 * 2 * 0.5 / 3600, abs=1e-3)
-    assert (tmp_path / "run" / "environment.txt").read_text()
+    rates = [float(row["learning_rate"]) for row in rows]  # of the step, not of the next one
+    assert rates == pytest.approx([3e-3, 3e-3, 3e-3, 1.5e-3])
+    assert "1 processes" in (tmp_path / "run" / "environment.txt").read_text()
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
 
 
@@ -193,7 +196,7 @@ def test_a_run_that_is_killed_and_resumed_gives_the_curve_of_one_that_was_not(
 @pytest.mark.slow  # the command that people use; the tests below start their processes in a faster way
 def test_two_processes_of_torchrun_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
     falling = changed(recipe, auxiliary_decay_steps=3)
-    train(changed(falling, n_steps=1), tmp_path / "run")
+    train(changed(falling, n_steps=1, warmup_steps=1, decay_steps=0), tmp_path / "run")
     save_recipe(falling, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [
@@ -205,11 +208,24 @@ def test_two_processes_of_torchrun_share_a_run_whose_auxiliary_heads_fall_idle(r
         tmp_path / "run",
         "--resume",
     ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
     progress = load(tmp_path / "run" / "checkpoint.pt")["progress"]
     assert (progress["step"], progress["n_heard"]) == (6, 1 * 2 + 5 * 4)
+    assert "2 processes" in (tmp_path / "run" / "environment.txt").read_text()
+
+
+def test_processes_that_do_not_find_each_other_are_refused(small_recipe, tmp_path, monkeypatch):
+    from accelerate import PartialState
+
+    PartialState(cpu=True)  # this process is alone, whatever the environment says from here on
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        TrainingError, match=r"WORLD_SIZE says that there are 2 processes, but 1 found together"
+    ):
+        train(small_recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("kind", ["speech", "mixtures"])
@@ -221,6 +237,7 @@ def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
     train(changed(recipe, batch_size=4), tmp_path / "one")
     assert_same_weights(tmp_path / "two", tmp_path / "one", rtol=0, atol=1e-4)
     assert load(tmp_path / "two" / "checkpoint.pt")["progress"]["n_heard"] == 4 * 4
+    assert "2 processes" in (tmp_path / "two" / "environment.txt").read_text()
     scores = [float(row["valid_si_snr_improvement_db"]) for row in curve(tmp_path / "two")]
     expected = [float(row["valid_si_snr_improvement_db"]) for row in curve(tmp_path / "one")]
     assert scores == pytest.approx(expected, abs=0.01)
@@ -237,10 +254,9 @@ def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
 
 
 def test_one_process_goes_on_where_two_stopped(small_recipe, tmp_path):
-    steady = changed(small_recipe, decay_steps=0)
-    train(changed(steady, batch_size=4), tmp_path / "whole")
-    train_in_two_processes(changed(steady, batch_size=2, n_steps=2), tmp_path / "parts")
-    train(changed(steady, batch_size=4), tmp_path / "parts", resume=True)
+    train(changed(small_recipe, batch_size=4), tmp_path / "whole")
+    train_in_two_processes(changed(small_recipe, batch_size=2, n_steps=2), tmp_path / "parts")
+    train(changed(small_recipe, batch_size=4), tmp_path / "parts", resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=0, atol=1e-4)
 
 
@@ -293,8 +309,9 @@ def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path,
 
 
 def test_checkpointed_activations_train_to_the_same_weights(recipe, tmp_path):
-    train(changed(recipe, n_steps=3), tmp_path / "plain")
-    train(changed(recipe, n_steps=3, checkpoint_activations=True), tmp_path / "lean")
+    short = changed(recipe, n_steps=3, decay_steps=1)
+    train(short, tmp_path / "plain")
+    train(changed(short, checkpoint_activations=True), tmp_path / "lean")
     for part in ("model", "average"):
         assert_same_weights(tmp_path / "plain", tmp_path / "lean", part, atol=1e-6)
 
@@ -449,7 +466,8 @@ def test_a_refused_run_leaves_nothing(small_recipe, speech, tmp_path):
 
 def test_training_starts_from_a_checkpoint(recipe, tmp_path):
     best = train(recipe, tmp_path / "first")
-    start = dataclasses.replace(changed(recipe, n_steps=1, learning_rate=1e-12), initial_checkpoint=str(best))
+    one_step = changed(recipe, n_steps=1, learning_rate=1e-12, warmup_steps=0, decay_steps=0)
+    start = dataclasses.replace(one_step, initial_checkpoint=str(best))
     train(start, tmp_path / "second")
     before, after = load_model(best), load_model(tmp_path / "second" / "best")
     for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
@@ -465,10 +483,39 @@ def test_a_speaker_in_both_splits_is_refused(recipe, tmp_path):
 def test_a_loss_that_stays_not_finite_ends_the_run_and_keeps_the_batch(recipe, tmp_path):
     wild = {"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30}
     exploding = changed(recipe, n_steps=50, max_bad_steps=3, **wild)
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(TrainingError, match=r"not finite.* begin anew, as there is no checkpoint yet$"):
         train(exploding, tmp_path / "run")
     batch = load(tmp_path / "run" / "bad-batch-0.pt")
     assert batch["mixtures"].shape == (2, 4000)
+
+
+@pytest.mark.parametrize("average_best", [1, 2])  # the second saves after every validation
+def test_no_checkpoint_is_written_after_steps_that_were_skipped(
+    small_recipe, tmp_path, capsys, monkeypatch, average_best
+):
+    n_losses = 0
+
+    def broken_from_the_fourth_step_on(*arguments):
+        nonlocal n_losses
+        n_losses += 1
+        return multi_stage_loss(*arguments) * (1.0 if n_losses < 4 else math.nan)
+
+    run = tmp_path / "run"
+    failing = changed(small_recipe, n_steps=50, max_bad_steps=3, average_best=average_best)
+    failing = dataclasses.replace(failing, checkpoint_minutes=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("flasepformer.training.loop.multi_stage_loss", broken_from_the_fourth_step_on)
+        with pytest.raises(TrainingError, match=r"4 steps .*resuming goes on from step 3; .*previous\.pt in"):
+            train(failing, run)
+    steps = [load(run / name)["progress"]["step"] for name in ("checkpoint.pt", "checkpoint-previous.pt")]
+    assert steps == [3, 2]
+    assert capsys.readouterr().err.startswith("step 4: loss nan")
+    losses = [row["train_loss_db"] for row in curve(run)]
+    assert all(losses[:3])
+    assert losses[3:] == ["", "", ""]
+
+    train(changed(failing, n_steps=5), run, resume=True)
+    assert [bool(row["train_loss_db"]) for row in curve(run)] == [True] * 5
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -510,8 +557,19 @@ def test_a_corrupt_recording_is_skipped_and_counted_up_to_the_limit_of_the_recip
     train(dataclasses.replace(changed(small_recipe, n_steps=1), data=data), tmp_path / "run")
     assert "train: skipped 1 corrupt of 126 recordings" in capsys.readouterr().err
     strict = dataclasses.replace(small_recipe, data=dataclasses.replace(data, max_corrupt_share=0.005))
-    with pytest.raises(ValueError, match=r"1 of 126 recordings of split 'train' are corrupt.*0\.005"):
+    with pytest.raises(TrainingError, match=r"^split 'train': 1 of 126 .*copy-0\.wav.*_share is 0\.005; "):
         train(strict, tmp_path / "strict")
+    with pytest.raises(TrainingError, match=r"^split 'train': 1 of 126 .*max_corrupt_share is 0\.005; "):
+        train(strict, tmp_path / "strict", speech_cache=tmp_path / "run" / "speech-cache")  # decoded already
+
+
+def test_a_recipe_may_allow_more_corrupt_recordings_in_a_small_split(speech, small_recipe, tmp_path, capsys):
+    root = damaged_speech(speech, tmp_path / "speech", n_copies=1)
+    small = with_data(changed(small_recipe, n_steps=1), speech=str(root))
+    with pytest.raises(TrainingError, match="1 of 8 utterances are corrupt"):
+        train(small, tmp_path / "strict")
+    train(with_data(small, max_corrupt_share=0.2), tmp_path / "run")
+    assert "train: skipped 1 corrupt of 8 recordings" in capsys.readouterr().err
 
 
 def test_a_full_disk_costs_the_checkpoint_but_not_the_run(recipe, tmp_path, capsys):

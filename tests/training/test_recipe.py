@@ -26,9 +26,9 @@ def test_there_are_recipes():
 
 def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 7\noptimization:\n  n_steps: 10\n")
-    recipe = load_recipe(path, ["optimization.n_steps=20", "model.n_channels=64"])
-    assert (recipe.seed, recipe.optimization.n_steps, recipe.model.n_channels) == (7, 20, 64)
+    path.write_text("seed: 7\noptimization:\n  n_steps: 30000\n")
+    recipe = load_recipe(path, ["optimization.n_steps=40000", "model.n_channels=64"])
+    assert (recipe.seed, recipe.optimization.n_steps, recipe.model.n_channels) == (7, 40_000, 64)
     assert recipe.optimization.learning_rate == Recipe().optimization.learning_rate
 
 
@@ -53,7 +53,7 @@ def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
         ("model_name: fla-sepreformer-t\nfamily: tflocoformer\n", "is of the family sepreformer"),
         ("optimization:\n  plateau_factor: 0\n", "plateau_factor"),
         ("optimization:\n  accumulate_steps: 0\n", "accumulate_steps"),
-        ("data:\n  max_corrupt_share: 0.5\n", "max_corrupt_share"),
+        ("data:\n  max_corrupt_share: 1\n", "max_corrupt_share must be at least 0 and below 1"),
         ("data:\n  train_on: music\n", "train_on"),
         ("data:\n  n_valid_mixtures: 0\n", "n_valid_mixtures must be at least 1 where .* from speech"),
         ("data: {validate_on: mixtures, n_valid_mixtures: -1}\n", "n_valid_mixtures must be at least 0, got"),
@@ -77,6 +77,21 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_a_training_too_short_for_its_peak_is_refused_with_what_would_fit():
+    default = PROJECT / "recipes" / "default.yaml"
+    with pytest.raises(
+        ValueError,
+        match=r"warmup_steps 300 and decay_steps 3500 are together more than n_steps 2000, .* raise n_steps "
+        r"to 3800, or lower them, for instance to 157 and 1842$",
+    ):
+        load_recipe(default, ["optimization.n_steps=2000"])
+    for settings in (["n_steps=3800"], ["n_steps=2000", "warmup_steps=157", "decay_steps=1842"]):
+        for order in (settings, settings[::-1]):
+            load_recipe(default, [f"optimization.{setting}" for setting in order])
+    for path in (default, PROJECT / "recipes" / "fla-sepreformer-b.yaml"):
+        load_recipe(path, ["optimization.n_steps=20000"])  # the example in --help
 
 
 @pytest.mark.parametrize(
@@ -111,7 +126,8 @@ def test_the_file_or_the_setting_that_is_wrong_is_blamed(tmp_path, content, sett
 
 def test_a_recipe_may_say_what_it_changes_of_another(tmp_path):
     (tmp_path / "size.yaml").write_text(
-        "model_name: fla-sepreformer-b\noptimization: {batch_size: 2, n_steps: 9}\n"
+        "model_name: fla-sepreformer-b\n"
+        "optimization: {batch_size: 2, n_steps: 9, warmup_steps: 5, decay_steps: 4}\n"
     )
     (tmp_path / "set").mkdir()
     (tmp_path / "set/long.yaml").write_text(

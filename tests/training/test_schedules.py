@@ -1,10 +1,25 @@
+import itertools
 import random
 
 import pytest
 import torch
 
-from flasepformer.training import Plateau
-from flasepformer.training.schedules import stepwise_decay
+from flasepformer.training import OptimizationConfig, Plateau
+from flasepformer.training.schedules import learning_rate, stepwise_decay
+
+
+@pytest.mark.parametrize("n_steps", [1, 5])
+def test_every_training_that_may_begin_reaches_its_peak(n_steps):
+    n_refused = 0
+    for warmup_steps, decay_steps in itertools.product(range(n_steps + 2), repeat=2):
+        lengths = {"n_steps": n_steps, "warmup_steps": warmup_steps, "decay_steps": decay_steps}
+        try:
+            OptimizationConfig(**lengths)
+        except ValueError:
+            n_refused += 1
+        else:
+            assert max(learning_rate(step, peak=0.5, **lengths) for step in range(n_steps)) == 0.5
+    assert n_refused == (n_steps + 2) ** 2 - (n_steps + 1) * (n_steps + 2) // 2
 
 
 @pytest.mark.parametrize(("factor", "patience"), [(0.8, 2), (0.5, 3), (0.5, 0)])

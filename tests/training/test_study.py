@@ -71,7 +71,7 @@ def test_runs_are_planned_seed_by_seed():
 
 
 def test_a_run_goes_on_when_it_was_cut_short_and_is_not_done_twice(recipe, tmp_path, capsys):
-    recipe = changed(recipe, n_steps=3)
+    recipe = changed(recipe, n_steps=3, decay_steps=0)
     folder = tmp_path / "fla-seed0"
     folder.mkdir()
     (folder / "curve.csv").write_text("step,left\n2,by a run that was killed before its first checkpoint\n")

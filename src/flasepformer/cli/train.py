@@ -27,7 +27,7 @@ def train(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change the recipe, e.g. optimization.n_steps=2000; repeatable."),
+        typer.Option("--set", help="Change the recipe, e.g. optimization.n_steps=20000; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     cache: Annotated[

@@ -58,7 +58,7 @@ def read_utterances(
         try:
             utterances = _read_manifest(source, split, exclude or {})
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source} is no CSV manifest: it is not text") from error
+            raise ValueError(f"{source} is no CSV manifest: it is not text in UTF-8") from error
     if not utterances:
         which = f" for split {split!r}" if split else ""
         raise ValueError(f"no speech in {source}{which}; expected a folder per speaker or a CSV manifest")

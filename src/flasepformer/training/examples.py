@@ -1,5 +1,6 @@
 """What a run is trained and validated on, as its recipe says: fixed mixtures, or ones drawn from speech."""
 
+import csv
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from flasepformer.data import (
     read_utterances,
     shared_speakers,
 )
+from flasepformer.data.mixture_manifest import is_mixture_manifest
 from flasepformer.training.recipe import DataConfig, Recipe
 from flasepformer.training.run_folder import TrainingError
 
@@ -42,8 +44,9 @@ def open_examples(recipe: Recipe, cache: str | Path) -> tuple[Examples, Examples
 
     Raises:
         FileNotFoundError: There is no such speech, or no such manifest.
-        ValueError: The recipe names none, a speaker is in both splits, the mixtures are not for this model,
-            or too many recordings are corrupt.
+        ValueError: The recipe names none, a speaker is in both splits, or the mixtures are not for this
+            model.
+        TrainingError: Too many recordings are corrupt.
     """
     data, mixing = recipe.data, recipe.mixing
     train = _list(recipe, data.train_on, data.train_split)
@@ -69,7 +72,19 @@ Batch = tuple[Tensor, Tensor, Mapping[str, str]]
 process has met so far."""
 
 
-class BatchTable(Dataset[Batch | ValueError]):
+def take_example(examples: Examples, index: int) -> tuple[Tensor, Tensor]:
+    """Return mixture (time,) and sources (source, time).
+
+    Raises:
+        TrainingError: None can be read or drawn any more.
+    """
+    try:
+        return examples.example(index)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+class BatchTable(Dataset[Batch | TrainingError]):
     """Batches by the indices of their examples, so that worker processes can make them.
 
     An error is returned, not raised: one that a worker raises arrives with a traceback in its message.
@@ -78,11 +93,12 @@ class BatchTable(Dataset[Batch | ValueError]):
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch | ValueError:
+    def __getitem__(self, indices: Sequence[int]) -> Batch | TrainingError:
         try:
-            mixtures, sources = zip(*map(self.examples.example, indices), strict=True)
-        except ValueError as error:
+            taken = [take_example(self.examples, index) for index in indices]
+        except TrainingError as error:
             return error
+        mixtures, sources = zip(*taken, strict=True)
         corrupt = dict(self.examples.corrupt) if isinstance(self.examples, FixedMixtures) else {}
         return torch.stack(mixtures), torch.stack(sources), corrupt
 
@@ -122,7 +138,7 @@ class CorruptMixtures:
         if len(self.found) > self.max_share * self.n_mixtures:
             raise TrainingError(
                 f"{counted}, more than data.max_corrupt_share {self.max_share}; {faults}; "
-                "mend them, or leave them out of the manifest"
+                "mend them, leave them out of the manifest, or raise that share"
             )
 
 
@@ -148,7 +164,7 @@ def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _S
         return _Split(split, utterances=read_utterances(data.speech, split, exclude=exclude))
     if not data.mixtures:
         raise ValueError("the recipe names no mixtures; set data.mixtures to a folder of manifests")
-    mixtures = read_split(data.mixtures, split)
+    mixtures = _read_mixtures(data.mixtures, split)
     found = {(item.sample_rate, len(item.sources)) for item in mixtures}
     if found != {(model.sample_rate, model.n_sources)}:
         kinds = " and ".join(f"{n} talkers at {rate} Hz" for rate, n in sorted(found))
@@ -157,6 +173,29 @@ def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _S
             f"the model separates {model.n_sources} at {model.sample_rate} Hz"
         )
     return _Split(split, mixtures=mixtures)
+
+
+def _read_mixtures(folder: str, split: str) -> list[MixtureFiles]:
+    """Read a manifest of a set; where there is none, name those that there are."""
+    try:
+        return read_split(folder, split)
+    except FileNotFoundError as error:
+        root = Path(folder)
+        tables = sorted(path for depth in ("*.csv", "*/*.csv") for path in root.glob(depth))
+        manifests = filter(_lists_mixtures, tables)
+        names = [path.relative_to(root).with_suffix("").as_posix() for path in manifests]
+        found = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        way = (
+            f"it has {found}: give two of them as data.train_split and data.valid_split"
+            if names
+            else "`flasepformer prepare` and `flasepformer mixtures --kind set` write some"
+        )
+        raise FileNotFoundError(f"no manifest {split}.csv in {folder}; {way}") from error
+
+
+def _lists_mixtures(table: Path) -> bool:
+    with table.open(newline="", encoding="utf-8", errors="replace") as file:
+        return is_mixture_manifest(next(csv.reader(file), []))
 
 
 def _check_speakers(data: DataConfig, train: _Split, valid: _Split) -> None:
@@ -196,12 +235,18 @@ def _open(
     if split.mixtures:  # how many may be corrupt is counted over all processes, by `CorruptMixtures`
         return FixedMixtures(split.mixtures, segment_seconds, seed, max_corrupt_share=1.0)
     n_all, max_share = len(split.utterances), recipe.data.max_corrupt_share
-    store = SpeechStore.load(split.utterances, recipe.model.sample_rate, cache=cache, progress=True)
+    rate = recipe.model.sample_rate
+    limit = f"data.max_corrupt_share is {max_share}; mend them, leave them out, or raise it"
+    try:
+        store = SpeechStore.load(
+            split.utterances, rate, cache=cache, max_corrupt_share=max_share, progress=True
+        )
+    except ValueError as error:  # it names the first of them
+        raise TrainingError(f"split {split.name!r}: {error}; {limit}") from error
     if store.n_corrupt:
         print(f"{split.name}: skipped {store.n_corrupt} corrupt of {n_all} recordings", file=sys.stderr)
     if store.n_corrupt > max_share * n_all:
-        raise ValueError(
-            f"{store.n_corrupt} of {n_all} recordings of split {split.name!r} are corrupt, more than "
-            f"data.max_corrupt_share {max_share}; mend them or leave them out"
+        raise TrainingError(
+            f"split {split.name!r}: {store.n_corrupt} of {n_all} utterances are corrupt; {limit}"
         )
     return DynamicMixing(store, mixing, seed, cache=cache)

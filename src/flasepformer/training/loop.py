@@ -26,11 +26,23 @@ from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
 from flasepformer.training.board import Board
-from flasepformer.training.examples import BatchTable, CorruptMixtures, n_valid_mixtures, open_examples
+from flasepformer.training.examples import (
+    BatchTable,
+    CorruptMixtures,
+    n_valid_mixtures,
+    open_examples,
+    take_example,
+)
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
 from flasepformer.training.recipe import NEEDS_EXTRA, OptimizationConfig, Recipe, save_recipe
-from flasepformer.training.run_folder import RunFolder, TrainingError, unless_disk_full
+from flasepformer.training.run_folder import (
+    CHECKPOINT_FILE,
+    PREVIOUS_CHECKPOINT_FILE,
+    RunFolder,
+    TrainingError,
+    unless_disk_full,
+)
 from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
 
 _LONGEST_LOGGED_SECONDS = 10.0
@@ -62,10 +74,10 @@ def train(
         The folder of the best weights.
 
     Raises:
-        TrainingError: If the folder holds another run already or none to resume, the loss stays not finite,
-        too many mixtures are corrupt, or no weights could be kept.
-        ValueError: If there is nothing to train on, too much speech is corrupt, or a speaker is in both
-        splits.
+        TrainingError: If the folder holds another run already or none to resume, the processes do not find
+        each other, the loss stays not finite, too much speech or too many mixtures are corrupt, or no weights
+        could be kept.
+        ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
     with run_folder.unmade_if_refused():
@@ -212,6 +224,7 @@ class _Run:
         while not self._is_done():
             started = time.monotonic()
             mixtures, sources = next(batches)
+            rate = self.learning_rate()
             gradient_norm = self._step(mixtures, sources)
             n_mixtures = len(mixtures) * self.accelerator.num_processes
             progress.step += 1
@@ -226,11 +239,12 @@ class _Run:
                 self._take_in(scores.si_snr_improvement_db)
                 self._show(valid_examples, board)
             if progress.step % recipe.log_every == 0 or scores is not None:
-                self._log(gradient_norm, scores, board)
+                self._log(rate, gradient_norm, scores, board)
                 count_corrupt()
             averages = scores is not None and recipe.optimization.average_best > 1
             is_time = time.monotonic() - last_save > 60 * recipe.checkpoint_minutes
-            if stop or averages or is_time or self._is_done():
+            is_sound = progress.n_bad == 0  # else the weights may be lost, and the last checkpoint has better
+            if self._is_done() or (is_sound and (stop or averages or is_time)):
                 last_save = time.monotonic()
                 self._save()
             if stop:
@@ -251,7 +265,7 @@ class _Run:
         )
         workers = self.recipe.data.n_workers
         for batch in DataLoader(BatchTable(examples), sampler=indices, batch_size=None, num_workers=workers):
-            if isinstance(batch, ValueError):
+            if isinstance(batch, TrainingError):
                 raise batch
             mixtures, sources, corrupt = batch
             self.corrupt |= corrupt
@@ -295,7 +309,8 @@ class _Run:
         else:
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)
-            print(f"step {progress.step}: loss {loss}, gradient {gradient_norm}; skipped", file=sys.stderr)
+            number = progress.step + 1  # as in the curve
+            print(f"step {number}: loss {loss}, gradient {gradient_norm}; skipped", file=sys.stderr)
             self._count_bad(mixtures, sources)
         self.network.zero_grad()
         return gradient_norm
@@ -321,8 +336,18 @@ class _Run:
             path = self.folder.save_batch(batch, self.accelerator.process_index)
             raise TrainingError(
                 f"{self.progress.n_bad} steps in a row were not finite; the last batch is in {path}. "
-                "Try a lower learning rate, or precision 'no'"
+                f"Try a lower learning rate, or precision 'no'; {self._way_on()}"
             )
+
+    def _way_on(self) -> str:
+        """Say from where a run that has lost its weights can go on."""
+        if self.folder.checkpoint is None:
+            return "begin anew, as there is no checkpoint yet"
+        way = f"resuming goes on from step {self.folder.load_checkpoint()['progress']['step']}"
+        previous = self.folder.path / PREVIOUS_CHECKPOINT_FILE
+        if previous.exists():
+            way += f"; if that is too late, put {previous} in the place of {CHECKPOINT_FILE}"
+        return way
 
     def learning_rate(self) -> float:
         """Return the learning rate of the current step."""
@@ -358,7 +383,7 @@ class _Run:
         totals = torch.zeros(3, device=self.accelerator.device)  # improvement, SI-SNR, mixtures
         n_mixtures = n_valid_mixtures(self.recipe, examples)
         for index in range(self.accelerator.process_index, n_mixtures, self.accelerator.num_processes):
-            mixture, sources = (t.to(totals.device) for t in examples.example(index))
+            mixture, sources = (t.to(totals.device) for t in take_example(examples, index))
             if not (sources != sources[:, :1]).any(dim=-1).all():
                 continue
             scores = pairwise(si_snr, self._estimates(network, mixture), sources)
@@ -383,7 +408,7 @@ class _Run:
         n_mixtures = min(self.recipe.n_logged_mixtures, n_valid_mixtures(self.recipe, examples))
         n_samples = round(_LONGEST_LOGGED_SECONDS * sample_rate)
         for index in range(n_mixtures):
-            tracks = (track[..., :n_samples] for track in examples.example(index))
+            tracks = (track[..., :n_samples] for track in take_example(examples, index))
             mixture, sources = (track.to(self.accelerator.device) for track in tracks)
             estimates = self._estimates(network, mixture)
             scores = pairwise(si_snr, estimates, sources).nan_to_num(0.0)
@@ -437,15 +462,17 @@ class _Run:
         known = {"description": recipe.description, "licence": recipe.licence, "step": self.progress.step}
         return {**known, **scores}
 
-    def _log(self, gradient_norm: float, scores: "_Scores | None", board: Board) -> None:
+    def _log(self, rate: float, gradient_norm: float, scores: "_Scores | None", board: Board) -> None:
+        """Write a row of the curve: the last step, at that learning rate, and the mean of those before it."""
         progress = self.progress
+        mean_loss = progress.sum_losses / progress.n_losses if progress.n_losses else None  # all were skipped
         improvement_db = None if scores is None else round(scores.si_snr_improvement_db, 3)
         row = {
             "step": progress.step,
             "hours_heard": round(progress.n_heard * self.recipe.mixing.segment_seconds / 3600, 3),
             "minutes": round(progress.seconds / 60, 2),
-            "learning_rate": round(self.learning_rate(), 8),
-            "train_loss_db": round(progress.sum_losses / max(progress.n_losses, 1), 3),
+            "learning_rate": round(rate, 8),
+            "train_loss_db": None if mean_loss is None else round(mean_loss, 3),
             "gradient_norm": round(gradient_norm, 3),
             "valid_si_snr_improvement_db": improvement_db,
             "best_db": round(progress.best_db, 3) if math.isfinite(progress.best_db) else None,
@@ -485,12 +512,30 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     may_idle = settings.auxiliary_weight == 0 or settings.auxiliary_decay_steps > 0
     has_heads = getattr(recipe.model, "auxiliary_heads", False)
     idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
-    return Accelerator(
-        mixed_precision=settings.precision,
-        log_with="tensorboard",
-        project_dir=str(folder),
-        kwargs_handlers=[idle_heads],
-    )
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    has_gpu = torch.cuda.is_available()
+    start_anew = "start them with torchrun, or unset WORLD_SIZE"
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.precision,
+            log_with="tensorboard",
+            project_dir=str(folder),
+            kwargs_handlers=[idle_heads],
+            cpu=n_processes > 1 and not has_gpu,  # untold, accelerate leaves each process alone on a CPU
+        )
+    except ValueError as error:
+        if n_processes == 1:
+            raise
+        raise TrainingError(
+            f"WORLD_SIZE says that there are {n_processes} processes, but they do not find each other "
+            f"({error}); {start_anew}"
+        ) from error
+    if accelerator.num_processes != n_processes:
+        raise TrainingError(
+            f"WORLD_SIZE says that there are {n_processes} processes, but {accelerator.num_processes} found "
+            f"together, and each would train a run of its own into {folder}; {start_anew}"
+        )
+    return accelerator
 
 
 _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]

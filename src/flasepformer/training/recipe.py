@@ -58,11 +58,14 @@ class DataConfig:
     """Processes that mix or read; 0 does it in the training process."""
     max_corrupt_share: float = 0.01
     """Share of a split that may be corrupt: recordings of `speech` that are unreadable or silent, with more
-    the run does not begin; or `mixtures` that are not as their manifest says, with more the run ends."""
+    the run does not begin; or `mixtures` that are not as their manifest says, with more the run ends. Of a
+    split below 100 items, the usual share leaves room for none."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_corrupt_share <= 0.01:
-            raise ValueError(f"max_corrupt_share must be from 0 to 0.01, got {self.max_corrupt_share}")
+        if not 0 <= self.max_corrupt_share < 1:
+            raise ValueError(
+                f"max_corrupt_share must be at least 0 and below 1, got {self.max_corrupt_share}"
+            )
         is_fixed = self.validate_on == "mixtures"
         least, which = (0, "") if is_fixed else (1, " where mixtures are drawn from speech")
         if self.n_valid_mixtures < least:
@@ -81,7 +84,7 @@ class OptimizationConfig:
     """How the weights are found. An epoch is `Recipe.epoch_steps` steps and ends with a validation."""
 
     n_steps: int = 100_000
-    """Steps of the whole training."""
+    """Steps of the whole training; `warmup_steps` and `decay_steps` are among them."""
     batch_size: int = 4
     """Mixtures that each process computes at a time."""
     accumulate_steps: int = 1
@@ -135,6 +138,16 @@ class OptimizationConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        together = self.warmup_steps + self.decay_steps
+        if together > self.n_steps:
+            warmup_steps, decay_steps = (
+                count * self.n_steps // together for count in (self.warmup_steps, self.decay_steps)
+            )
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} are together more than "
+                f"n_steps {self.n_steps}, and the learning rate would never reach its peak; raise n_steps to "
+                f"{together}, or lower them, for instance to {warmup_steps} and {decay_steps}"
+            )
         if not 0 <= self.auxiliary_weight <= 1:
             raise ValueError(f"auxiliary_weight must be from 0 to 1, got {self.auxiliary_weight}")
         if not 0 <= self.average_decay < 1:
@@ -229,7 +242,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML; an unknown key is an error, a missing one takes its default.
-        overrides: Settings on top of it, such as "optimization.n_steps=2000".
+        overrides: Settings on top of it, such as "optimization.n_steps=20000".
 
     Raises:
         FileNotFoundError: If there is no such file.

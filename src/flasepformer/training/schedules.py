@@ -10,6 +10,8 @@ from dataclasses import dataclass
 def learning_rate(step: int, *, peak: float, n_steps: int, warmup_steps: int, decay_steps: int) -> float:
     """Rise linearly to the peak, stay there, and fall linearly to zero at the end.
 
+    The peak is reached if rise and fall have room in the training, which `OptimizationConfig` asks for.
+
     Args:
         step: From 0 to n_steps - 1.
         peak: Highest learning rate.
