@@ -87,7 +87,7 @@ class FixedMixtures:
         if len(self.corrupt) > self.max_corrupt_share * len(self.files):
             raise ValueError(
                 f"{len(self.corrupt)} of {len(self.files)} mixtures are corrupt, more than "
-                f"{self.max_corrupt_share:.2%}; {self._first_faults()}"
+                f"{100 * self.max_corrupt_share:g}%; {self._first_faults()}"
             )
 
     def _first_faults(self) -> str:
