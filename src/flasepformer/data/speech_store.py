@@ -150,8 +150,8 @@ def _decode_all(
             levels.append(item[1])
     if len(corrupt) > max_corrupt_share * len(utterances):
         raise ValueError(
-            f"{len(corrupt)} of {len(utterances)} utterances are corrupt, more than {100 * max_corrupt_share:g}%; "
-            f"the first: {'; '.join(corrupt[:3])}"
+            f"{len(corrupt)} of {len(utterances)} utterances are corrupt, more than "
+            f"{100 * max_corrupt_share:g}%; the first: {'; '.join(corrupt[:3])}"
         )
     return lengths, levels
 
