@@ -83,11 +83,11 @@ def test_a_training_too_short_for_its_peak_is_refused_with_what_would_fit():
     default = PROJECT / "recipes" / "default.yaml"
     with pytest.raises(
         ValueError,
-        match=r"warmup_steps 300 and decay_steps 3500 are together more than n_steps 2000, .* raise n_steps "
-        r"to 3800, or lower them, for instance to 157 and 1842$",
+        match=r"warmup_steps 100 and decay_steps 3500 are together more than n_steps 2000, .* raise n_steps "
+        r"to 3600, or lower them, for instance to 55 and 1944$",
     ):
         load_recipe(default, ["optimization.n_steps=2000"])
-    for settings in (["n_steps=3800"], ["n_steps=2000", "warmup_steps=157", "decay_steps=1842"]):
+    for settings in (["n_steps=3600"], ["n_steps=2000", "warmup_steps=55", "decay_steps=1944"]):
         for order in (settings, settings[::-1]):
             load_recipe(default, [f"optimization.{setting}" for setting in order])
     for path in (default, PROJECT / "recipes" / "fla-sepreformer-b.yaml"):
