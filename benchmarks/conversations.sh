@@ -30,4 +30,4 @@ for length in $lengths; do
             $sdr --jobs "$jobs" --out "$WORK/scores/$minutes/$mode" --overwrite
     done
 done
-python benchmarks/conversations.py "$WORK" "$out" "sh benchmarks/conversations.sh $model"
+python benchmarks/conversations.py "$WORK" "$out" "LENGTHS=\"$lengths\" sh benchmarks/conversations.sh $model"
