@@ -2,10 +2,9 @@
 
 import os
 import signal
-import socket
 import sys
+import time
 import types
-from concurrent.futures import ProcessPoolExecutor
 
 from tests.processes import CONTEXT
 
@@ -48,22 +47,41 @@ def train_until_killed(recipe, folder, moment):
     train_alone(recipe, folder)
 
 
-def train_as_one_of_several(rank, n_processes, port, recipe, folder, options):
-    """Train with the environment that `torchrun` gives a process."""
-    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+def train_as_one_of_several(rank, port, recipe, folder, options, error_file=None):
+    """Train with the environment that `torchrun` gives a process, whose store the parent keeps too.
+
+    What is raised is written to a file, if one is named.
+    """
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({key: str(value) for key, value in {**world, **address}.items()})
-    train_alone(recipe, folder, **options)
+    try:
+        train_alone(recipe, folder, **options)
+    except BaseException as error:
+        if error_file is not None:
+            error_file.write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+        raise
 
 
-def train_in_two_processes(recipe, folder, **options):
-    """Train with gloo; what one of the processes raises is raised here."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    with ProcessPoolExecutor(2, mp_context=CONTEXT) as pool:
-        runs = [
-            pool.submit(train_as_one_of_several, rank, 2, port, recipe, folder, options) for rank in (0, 1)
-        ]
-        for run in runs:
-            run.result(timeout=300)
+def train_in_two_processes(recipe, folder, seconds=120, **options):
+    """Train with gloo; what one of the processes raises is raised here, and no process outlives this call."""
+    from torch.distributed import TCPStore
+    from torch.multiprocessing.spawn import start_processes
+
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    context = start_processes(
+        train_as_one_of_several,
+        (store.port, recipe, folder, options),
+        nprocs=2,
+        join=False,
+        start_method=CONTEXT.get_start_method(),
+    )
+    deadline = time.monotonic() + seconds
+    try:
+        while not context.join(timeout=1, grace_period=10):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the processes have not ended after {seconds} s")
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()

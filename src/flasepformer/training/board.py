@@ -80,8 +80,9 @@ class Board:
         self._write(2 * sum(map(len, heard.values())) + picture.size, write)
 
     def close(self) -> None:
-        """Write what is left, and end what the processes have in common."""
-        unless_disk_full(self._accelerator.end_training)
+        """Write what is left."""
+        for tracker in self._accelerator.trackers:
+            unless_disk_full(tracker.finish)
 
     def _write(self, n_bytes: int, write: Callable[[], None]) -> None:
         def write_if_it_fits() -> None:

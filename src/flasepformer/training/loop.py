@@ -35,7 +35,8 @@ from flasepformer.training.examples import (
 )
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
-from flasepformer.training.recipe import NEEDS_EXTRA, OptimizationConfig, Recipe, save_recipe
+from flasepformer.training.process_group import process_group
+from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
 from flasepformer.training.run_folder import (
     CHECKPOINT_FILE,
     PREVIOUS_CHECKPOINT_FILE,
@@ -80,18 +81,25 @@ def train(
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
+    with process_group(recipe, run_folder) as accelerator:
+        _train(recipe, run_folder, accelerator, resume, speech_cache)
+    return _best(run_folder) if accelerator.is_main_process else run_folder.best
+
+
+def _train(
+    recipe: Recipe, run_folder: RunFolder, accelerator: Any, resume: bool, speech_cache: str | Path | None
+) -> None:
+    """Train in one of the processes of a run; see `train`."""
     with run_folder.unmade_if_refused():
-        accelerator = _accelerator(recipe, run_folder.path)
         state = run_folder.load_checkpoint() if resume else None
         if not resume and run_folder.checkpoint is not None:
-            raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
+            raise TrainingError(f"{run_folder.path} holds a run already; resume it or choose another folder")
         progress = _Progress.restored(state["progress"]) if state else _Progress()
         parts = _build(recipe, accelerator.device, state)
         if end := _end(recipe.optimization, progress):
             if accelerator.is_main_process:
                 print(f"nothing to do: the run {end}", file=sys.stderr)
-            accelerator.end_training()
-            return _best(run_folder)
+            return
         with accelerator.main_process_first():  # which decodes the speech; the others find it in the cache
             examples = open_examples(recipe, speech_cache or run_folder.speech_cache)
         run = _begin(recipe, run_folder, accelerator, parts, progress)
@@ -100,7 +108,6 @@ def train(
         contextlib.closing(Board(accelerator, progress.step)) as board,
     ):
         run.loop(*examples, board)
-    return _best(run_folder) if accelerator.is_main_process else run_folder.best
 
 
 @dataclass
@@ -501,41 +508,6 @@ class _Run:
         }
         if self.folder.save_checkpoint(state):
             self.folder.remove_candidates(except_steps=[step for _, step in self.progress.candidates])
-
-
-def _accelerator(recipe: Recipe, folder: Path) -> Any:
-    try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
-    except ImportError as error:
-        raise ImportError(NEEDS_EXTRA) from error
-    settings = recipe.optimization
-    may_idle = settings.auxiliary_weight == 0 or settings.auxiliary_decay_steps > 0
-    has_heads = getattr(recipe.model, "auxiliary_heads", False)
-    idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    has_gpu = torch.cuda.is_available()
-    start_anew = "start them with torchrun, or unset WORLD_SIZE"
-    try:
-        accelerator = Accelerator(
-            mixed_precision=settings.precision,
-            log_with="tensorboard",
-            project_dir=str(folder),
-            kwargs_handlers=[idle_heads],
-            cpu=n_processes > 1 and not has_gpu,  # untold, accelerate leaves each process alone on a CPU
-        )
-    except ValueError as error:
-        if n_processes == 1:
-            raise
-        raise TrainingError(
-            f"WORLD_SIZE says that there are {n_processes} processes, but they do not find each other "
-            f"({error}); {start_anew}"
-        ) from error
-    if accelerator.num_processes != n_processes:
-        raise TrainingError(
-            f"WORLD_SIZE says that there are {n_processes} processes, but {accelerator.num_processes} found "
-            f"together, and each would train a run of its own into {folder}; {start_anew}"
-        )
-    return accelerator
 
 
 _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
