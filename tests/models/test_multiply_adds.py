@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig
 from flasepformer.models.multiply_adds import multiply_adds
 from flasepformer.models.registry import registered_info
-from flasepformer.ops import PIECE_LENGTH
+from flasepformer.models.sepreformer import PIECE_LENGTH
 
 
 class Counted(nn.Module):

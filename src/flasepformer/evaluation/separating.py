@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flasepformer.data import Mixture
 from flasepformer.inference import RunOptions, Separator
 from flasepformer.inference.memory import USABLE_SHARE, free_memory
+from flasepformer.models import SeparationNetwork, separate
 
 
 class Separated(NamedTuple):
@@ -27,7 +28,7 @@ Separate = Callable[[Mixture], Separated]
 `Separator.separate` raises."""
 
 
-def separation_by(model: Separator | nn.Module, run_options: RunOptions | None) -> Separate:
+def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> Separate:
     """Return a function, fit to be pickled, that separates mixtures.
 
     Args:
@@ -78,7 +79,7 @@ def label_run(description: Mapping[str, Any]) -> str:
     return "" if mode == "network" else str(mode)
 
 
-def _network_of(model: Separator | nn.Module) -> nn.Module:
+def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:
     return model.model if isinstance(model, Separator) else model
 
 
@@ -89,7 +90,7 @@ def _as_recording(separator: Separator, item: Mixture) -> Separated:
     return Separated(estimates, tuple(str(caution.message) for caution in cautions))
 
 
-def _through_network(model: Separator | nn.Module, item: Mixture) -> Separated:
+def _through_network(model: Separator | SeparationNetwork, item: Mixture) -> Separated:
     if item.sample_rate != model.sample_rate:
         if isinstance(model, Separator):
             return _as_recording(model, item)
@@ -100,7 +101,7 @@ def _through_network(model: Separator | nn.Module, item: Mixture) -> Separated:
     network = _network_of(model).eval()
     device = next(network.parameters()).device
     with torch.inference_mode():
-        estimates = network(item.mixture[None].to(device))[0].float().cpu()
+        estimates = separate(network, item.mixture[None].to(device))[0].float().cpu()
     if not estimates.isfinite().all():
         raise ValueError("the model's estimates are not finite")
     return Separated(estimates)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import flasepformer
 from flasepformer.audio import (
@@ -35,7 +35,7 @@ from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_described_model
+from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
 """Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
@@ -239,7 +239,7 @@ class Separator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SeparationNetwork,
         device: str | torch.device = "auto",
         *,
         info: ModelInfo | None = None,
@@ -247,7 +247,7 @@ class Separator:
     ) -> None:
         self._runner = ModelRunner(model, device, **options)
         self.device = self._runner.device
-        self.model = self._runner.model
+        self.model: SeparationNetwork = self._runner.model
         self.sample_rate = self._runner.sample_rate
         self.n_sources = self._runner.n_sources
         self.description: dict[str, Any] = {

@@ -11,6 +11,7 @@ from flasepformer.models.checkpoints import (
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.hub import HubError, download_model, push_to_hub
 from flasepformer.models.multiply_adds import multiply_adds
+from flasepformer.models.network import SeparationNetwork, separate
 from flasepformer.models.registry import DEFAULT_MODEL, ModelInfo, count_parameters
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
 from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
@@ -22,6 +23,7 @@ __all__ = [
     "ModelInfo",
     "SepReformer",
     "SepReformerConfig",
+    "SeparationNetwork",
     "TFLocoformer",
     "TFLocoformerConfig",
     "convert_checkpoint",
@@ -34,4 +36,5 @@ __all__ = [
     "multiply_adds",
     "push_to_hub",
     "save_model",
+    "separate",
 ]

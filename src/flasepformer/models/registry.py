@@ -6,15 +6,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
+from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
 from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
 
 DEFAULT_MODEL = "default"
 """Name of the trained model that comes with the package."""
 
-FAMILIES: dict[str, tuple[type[Any], type[nn.Module]]] = {
+FAMILIES: dict[str, tuple[type[Any], type[SeparationNetwork]]] = {
     "sepreformer": (SepReformerConfig, SepReformer),
     "tflocoformer": (TFLocoformerConfig, TFLocoformer),
 }
@@ -113,7 +113,7 @@ def registered_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str) -> SeparationNetwork:
     """Build a published model with random weights.
 
     Args:
@@ -150,6 +150,6 @@ def registered_info(name: str) -> ModelInfo:
     )
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model: SeparationNetwork) -> int:
     """Count the trainable parameters that separation needs, which leaves out the auxiliary heads."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary_"))
