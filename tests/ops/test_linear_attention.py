@@ -91,8 +91,8 @@ def test_autocast_leaves_the_sums_and_their_gradients_in_float32(dtype):
 
 def test_sums_of_bfloat16_keep_what_its_eight_bits_cannot():
     key, value = torch.ones(1, 1, 1000, 2).bfloat16(), torch.full((1, 1, 1000, 3), 1.0078125).bfloat16()
-    means = key_value_sums(key, value, 3000)  # 1.0078125 / 3 is no bfloat16
-    assert_close(means.context, torch.full((1, 1, 2, 3), 1.0078125 / 3))
+    sums = key_value_sums(key, value)  # 1007.8125 is no bfloat16
+    assert_close(sums.context, torch.full((1, 1, 2, 3), 1007.8125))
     attended = linear_attention(key, key, value)
     assert attended.dtype == torch.bfloat16
     assert_close(attended.float(), value.float(), rtol=0, atol=0)

@@ -68,21 +68,22 @@ class FocusedLinearAttention(nn.Module):
         """Frames that the convolution of the values looks at beside its own."""
         return 0 if self.value_conv is None else self.value_conv.halo
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.given(self.summarize(x))(x)
+    def forward(self, x: Tensor, norm: FrameNorm | None = None) -> Tensor:
+        sums, values = self.summarize(x, norm)
+        return self.given(sums, norm)(x, values)
 
-    def summarize(self, x: Tensor, norm: FrameNorm | None = None) -> KeyValueSums:
-        """Return the sums over frames (batch, some frames, channels), which lack the gain of `norm`."""
+    def summarize(self, x: Tensor, norm: FrameNorm | None = None) -> tuple[KeyValueSums, Tensor]:
+        """Return sums over frames (batch, some frames, channels), which lack the gain of `norm`, and values."""
         sharpness = self._sharpness()
         _, key, value = self._projections(norm)
         raised, ratio = self._raise(F.linear(x, *key), sharpness)
         keys, values = raised * ratio, F.linear(x, *value)
-        return key_value_sums(self._split_heads(keys), self._split_heads(values))
+        return key_value_sums(self._split_heads(keys), self._split_heads(values)), values
 
     def given(
         self, sums: KeyValueSums, norm: FrameNorm | None = None, dense: bool = False
-    ) -> Callable[[Tensor], Tensor]:
-        """Return the attention to all frames that the sums are of, to be applied to some of them.
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Return the attention to all frames that the sums are of, of some frames and, if known, their values.
 
         Args:
             sums: Of all frames.
@@ -99,7 +100,7 @@ class FocusedLinearAttention(nn.Module):
                 (both * heads[:, None, None, :, None]).flatten(4).flatten(3).flatten(1, 2)
             )  # (batch, C, 2 C)
 
-        def attend(x: Tensor) -> Tensor:
+        def attend(x: Tensor, values: Tensor | None) -> Tensor:
             raised, ratio = self._raise(F.linear(x, *query), sharpness)
             if dense:
                 numerator, denominator = matmul(raised, matrix).chunk(2, dim=-1)
@@ -110,7 +111,7 @@ class FocusedLinearAttention(nn.Module):
             denominator = denominator + EPS / ratio
             if self.value_conv is None:
                 return self.output((numerator / denominator).to(x.dtype))
-            local = self.value_conv(F.linear(x, *value))
+            local = self.value_conv(F.linear(x, *value) if values is None else values)
             return self.output(torch.addcdiv(local.to(numerator.dtype), numerator, denominator).to(x.dtype))
 
         return attend
@@ -204,7 +205,7 @@ class GatedResidualAttention(GlobalLayer):
         return layer
 
     def summarize(self, x: Tensor) -> KeyValueSums:
-        return self.attention.summarize(self.norm.plain(x), self.norm)
+        return self.attention.summarize(self.norm.plain(x), self.norm)[0]
 
     def given(self, summary: KeyValueSums) -> Given:
         attend = self.attention.given(summary, self.norm, self._dense)
@@ -212,13 +213,15 @@ class GatedResidualAttention(GlobalLayer):
 
         def update(x: Tensor, first: int) -> Tensor:
             plain = self.norm.plain(x)
-            return add(x, plain, attend(plain))
+            return add(x, plain, attend(plain, None))
 
         return update
 
-    def step(self, x: Tensor, carry: Carry | None) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         plain = self.norm.plain(x)
-        return self._adding()(x, plain, self.attention.step(plain, carry, self.norm))
+        if self.causal:
+            return self._adding()(x, plain, self.attention.step(plain, carry, self.norm))
+        return self._adding()(x, plain, self.attention(plain, self.norm))
 
     def _adding(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         gate = None

@@ -91,12 +91,8 @@ class GlobalLayer(Layer, ABC):
     def given(self, summary: Any) -> Given:
         """Return the map that the layer is for a recording with this summary; it needs `halo` neighbours."""
 
-    def step(self, x: Tensor, carry: Carry | None) -> Tensor:
-        """Apply the layer with what is known of the past only, where it is causal."""
-        raise NotImplementedError
-
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return self.step(x, carry) if self.causal else self.given(self.summarize(x))(x, 0)
+        return self.given(self.summarize(x))(x, 0)
 
 
 class WholeLayer(Layer):

@@ -122,7 +122,10 @@ class GlobalNorm(GlobalLayer):
         scale = torch.rsqrt(summary.squares / summary.count + self.eps)
         return lambda x, first: self._normalize(x, scale, summary.mean)
 
-    def step(self, x: Tensor, carry: Carry | None) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return self._cumulative(x, carry) if self.causal else super().forward(x)
+
+    def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
         wide = _at_least_float32(x).flatten(2).double()
         sums = torch.stack(
             [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2

@@ -206,9 +206,9 @@ class SepReformer(SeparationNetwork):
             skips.append(run.through(x, *split))
             x = run.through(x, stage.downsample, stage.downsample_norm, GELU)
         x = run.through(x, *self.bottleneck.layers(), *split)
-        for stage in self.decoder_stages:
+        for upper in self.decoder_stages:
             run.tap(x)
-            x = run.through(run.join(stage.fusion, x, skips.pop()), *stage.blocks.layers())
+            x = run.through(run.join(upper.fusion, x, skips.pop()), *upper.blocks.layers())
         x = run.cut(x, frames)
         if self.config.masking:
             return run.join(Masking(self.decoder), frames, run.through(x, self.output))

@@ -397,8 +397,8 @@ class TimeAttention(GatedResidualAttention):
         update = super().given(summary)
         return lambda x, first: by_frame(update(by_bin(x), first), x.shape[0])
 
-    def step(self, x: Tensor, carry: Carry | None) -> Tensor:
-        return by_frame(super().step(by_bin(x), carry), x.shape[0])
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return by_frame(super().forward(by_bin(x), carry), x.shape[0])
 
 
 def time_attention(config: TFLocoformerConfig) -> TimeAttention:

@@ -63,8 +63,8 @@ class OverlapAdd:
 
     Args:
         hop_length: Samples from one window to the next.
-        squared_window: (window,): what comes in is weighted by the window twice, so the sum is divided by that
-            of its squares; None leaves it as it is.
+        squared_window: (window,): what comes in is weighted by the window twice, so the sum is divided by
+            that of its squares; None leaves it as it is.
         tails: What `tails` of another one was, to go on from there.
     """
 
