@@ -73,7 +73,7 @@ class FocusedLinearAttention(nn.Module):
         return self.given(sums, norm)(x, values)
 
     def summarize(self, x: Tensor, norm: FrameNorm | None = None) -> tuple[KeyValueSums, Tensor]:
-        """Return sums over frames (batch, some frames, channels), which lack the gain of `norm`, and values."""
+        """Return sums over frames (batch, frames, channels), which lack the gain of `norm`, and values."""
         sharpness = self._sharpness()
         _, key, value = self._projections(norm)
         raised, ratio = self._raise(F.linear(x, *key), sharpness)
@@ -83,7 +83,7 @@ class FocusedLinearAttention(nn.Module):
     def given(
         self, sums: KeyValueSums, norm: FrameNorm | None = None, dense: bool = False
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Return the attention to all frames that the sums are of, of some frames and, if known, their values.
+        """Return the attention to all frames that the sums are of: of frames and, if known, their values.
 
         Args:
             sums: Of all frames.

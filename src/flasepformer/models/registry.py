@@ -77,9 +77,9 @@ _PUBLISHED: tuple[tuple[str, str, dict[str, dict[str, Any]], dict[str, Any]], ..
 
 
 _MULTIPLY_ADDS = {
-    "fla-sepreformer-t": 5.63, "fla-sepreformer-b": 21.63, "fla-sepreformer-l": 84.87,
-    "sepreformer-t": 6.21, "sepreformer-s": 11.82, "sepreformer-b": 21.89, "sepreformer-m": 43.04,
-    "sepreformer-l": 81.72,
+    "fla-sepreformer-t": 5.47, "fla-sepreformer-b": 21.31, "fla-sepreformer-l": 84.11,
+    "sepreformer-t": 6.06, "sepreformer-s": 11.52, "sepreformer-b": 21.57, "sepreformer-m": 42.39,
+    "sepreformer-l": 80.97,
     "fla-tflocoformer-s": 43.86, "fla-tflocoformer-m": 130.13, "fla-tflocoformer-l": 195.16,
     "tflocoformer-s": 53.50, "tflocoformer-m": 140.79, "tflocoformer-l": 211.16,
 }  # fmt: skip
