@@ -213,6 +213,9 @@ class SeparationNetwork(nn.Module, ABC):
         Yields:
             The next estimates (batch, source, some time), one after the other.
         """
+        if self.causal:
+            yield from self._played_live(samples, progress, piece_length)
+            return
         level = self._level(samples)
         normalized = _Levelled(samples, level)
         like = samples.read(0, 1)
@@ -238,6 +241,20 @@ class SeparationNetwork(nn.Module, ABC):
                 yield self._with_level(done, level, like)
         if n_left:
             yield like.new_zeros(len(like), self.n_sources, n_left)
+
+    def _played_live(
+        self, samples: Samples, progress: Callable[[float], None] | None, piece_length: int | None
+    ) -> Iterator[Tensor]:
+        """Do as `estimates_in_pieces` with a causal network: in one sweep, in memory that does not grow."""
+        n_frames = piece_length or self.piece_length(samples.read(0, 1).device)
+        length = (n_frames + -n_frames % self.frames_per_step) * self.hop_length
+        n_samples, state = samples.n_samples, dict[str, Tensor]()
+        for first in range(0, n_samples + self.lead, length):
+            estimates, state = self.step(read_with_zeros(samples, first, first + length), state)
+            begin = first - self.lead  # the sample that the first of them is the estimate of
+            yield estimates[..., max(-begin, 0) : max(n_samples - begin, 0)]
+            if progress is not None:
+                progress(min((first + length) / (n_samples + self.lead), 1.0))
 
     def step(self, samples: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Separate the next samples of a live recording, at the level they have.
@@ -288,6 +305,8 @@ class SeparationNetwork(nn.Module, ABC):
         """
         memory = FrameMemory(limit_bytes)
         run = self._pieces(next(self.parameters()).device, memory, piece_length, rehearsal=True)
+        if self.causal:
+            return Rehearsal(0, 0, batch * self.n_frames(n_samples))
         windows = self.flow(run, Made((batch, self.n_frames(n_samples), *self.features), _never))
         for _ in run.sink(windows, lambda y: None):
             pass

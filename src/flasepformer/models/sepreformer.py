@@ -6,6 +6,7 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: focused linear attention and its gate.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -219,7 +220,10 @@ class SepReformer(SeparationNetwork):
         return F.gelu(frames @ self.encoder.weight.squeeze(1).mT)  # (batch, frames, filters)
 
     def n_frames(self, n_samples: int) -> int:
-        beyond = max(n_samples + self.lead - self.window_length, 0)
+        if self.causal:  # whole steps, until the last window that has a sample of the recording
+            n_frames = -(-(n_samples + self.lead) // self.hop_length)
+            return n_frames + -n_frames % self.frames_per_step
+        beyond = max(n_samples - self.window_length, 0)
         # Differs from the paper: by default the last hop is padded; else its samples come out as zeros.
         n_hops = -(-beyond // self.hop_length) if self.config.pad_end else beyond // self.hop_length
         return n_hops + 1
@@ -568,11 +572,15 @@ class OutputLayer(nn.Sequential, Layer):
         super().__init__(
             nn.Linear(n_channels, 4 * n_channels), nn.GLU(), nn.Linear(2 * n_channels, config.n_filters)
         )
+        self.n_filters = config.n_filters
         self.width = max(4 * n_channels, config.n_filters)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         expand, gate, contract = self
         return contract(gate(expand(x)))
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.n_filters)
 
 
 class Synthesis(Layer):
@@ -583,15 +591,27 @@ class Synthesis(Layer):
 
     def __init__(self, output: OutputLayer, decoder: nn.ConvTranspose1d) -> None:
         super().__init__()
-        self.output, self.width = output, output.width
-        synthesis = decoder.weight.squeeze(1).mT  # (filter_length, filters)
-        contract = output.get_submodule("2")
-        assert isinstance(contract, nn.Linear)
-        self.contraction = synthesis @ contract.weight, synthesis @ contract.bias
+        self.output, self.decoder, self.width = output, decoder, output.width
+        self._contraction: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         expand, gate, _ = self.output
-        return F.linear(gate(expand(x)), *self.contraction)
+        return F.linear(gate(expand(x)), *(self._contraction or self._contracted()))
+
+    def prepared(self) -> "Synthesis":
+        layer = copy.copy(self)
+        layer._contraction = self._contracted()
+        return layer
+
+    def _contracted(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the output layer's last projection and the synthesis together."""
+        synthesis = self.decoder.weight.squeeze(1).mT  # (filter_length, filters)
+        contract = self.output.get_submodule("2")
+        assert isinstance(contract, nn.Linear)
+        return synthesis @ contract.weight, synthesis @ contract.bias
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.decoder.weight.shape[2])
 
 
 class Masking(Join):

@@ -309,7 +309,13 @@ class ConvSwiGLU(Layer):
     def prepared(self) -> Layer:
         weight = self.expand.weight
         exact = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
-        if not exact or torch.is_autocast_enabled("cpu") or self.reach + 1 < SHORTEST_FAST_KERNEL:
+        steps_back = self.axis == "frames" and self.causal
+        if (
+            not exact
+            or steps_back
+            or torch.is_autocast_enabled("cpu")
+            or self.reach + 1 < SHORTEST_FAST_KERNEL
+        ):
             return self
         return FastConvSwiGLU(self)
 
@@ -440,6 +446,10 @@ class Windows(Layer):
             spectra = torch.view_as_complex(parts.contiguous()).movedim(-1, 1).flatten(0, 1)
             windows = torch.fft.irfft(spectra, self.n_fft)
             return windows * hann_window(self.n_fft, windows)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        batch, n_frames, _, n_channels = shape
+        return (batch * n_channels // 2, n_frames, self.n_fft)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

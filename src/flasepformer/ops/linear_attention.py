@@ -113,15 +113,16 @@ def causal_linear_attention(
     feature_sums = matmul(keys.mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
     sums = torch.cat([feature_sums, counted.sum(-2, keepdim=True)], -2)
     total = sums.cumsum(2)
-    before = total - sums if past is None else total - sums + past.unsqueeze(2)
+    start = torch.zeros_like(sums[:, :, 0]) if past is None else past
+    total = total + start.unsqueeze(2)
+    before = torch.cat([start.unsqueeze(2), total[:, :, :-1]], dim=2)
     scores = matmul(queries[..., :-1], keys.mT).tril()
     count = counted.cumsum(-2) * EPS
     attended = matmul(queries, before) + matmul(scores, values) + count
     attended = (attended[..., :-1] / attended[..., -1:].clamp_min(torch.finfo(attended.dtype).tiny)).flatten(
         2, 3
     )
-    last = total[:, :, -1] if past is None else total[:, :, -1] + past
-    return attended[:, :, :n_frames].to(query.dtype), last
+    return attended[:, :, :n_frames].to(query.dtype), total[:, :, -1]
 
 
 def widen(x: Tensor) -> Tensor:

@@ -160,7 +160,10 @@ class Pieces:
         """Frames gone through, those of every sequence in the batch."""
 
     def through(self, x: Readable, *layers: Layer) -> Readable:
-        for layer in layers if self.rehearsal else [layer.prepared() for layer in layers]:
+        plain = self.rehearsal or torch.is_grad_enabled()
+        for layer in layers if plain else [layer.prepared() for layer in layers]:
+            if isinstance(layer, GlobalLayer) and layer.causal:
+                raise ValueError("a causal global layer has no summary of all frames; play it live")
             if isinstance(layer, GlobalLayer):
                 x, summary = self._sweep(x, layer.summarize)
                 x = _then(x, layer, _unchanged if self.rehearsal else layer.given(summary))

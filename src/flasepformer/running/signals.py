@@ -86,7 +86,7 @@ class OverlapAdd:
         done = self._push("samples", overlapped, n_windows, last)
         if self.squared_window is None:
             return done
-        windows = self.squared_window.expand(1, n_windows, -1)
+        windows = self.squared_window.expand(len(done), n_windows, -1)
         weight = self._push("weights", overlap_add(windows, self.hop_length), n_windows, last)
         # Differs from torch.istft: there only the end of the last window reaches the last samples, and to
         # divide by its square would raise the errors of estimated frames several hundredfold, to a click.
