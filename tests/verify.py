@@ -108,7 +108,7 @@ def verify_neighbours(layer, x):
     middle = x.shape[1] // stride // 2
     first = stride * middle - halo
     last = stride * middle + (stride - 1 if layer.causal else halo)
-    assert 0 < first
+    assert first > 0
     assert last < x.shape[1] - 1
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()

@@ -7,8 +7,8 @@ from flasepformer.models.registry import FAMILIES, build_model, registered_names
 
 SMALL = {
     "SepReformerConfig": {
-        "n_filters": 16, "n_channels": 8, "n_heads": 2, "layer_scale": 0.5, "n_encoder_blocks": 1,
-        "n_decoder_blocks": 1,
+        "n_filters": 16, "n_channels": 8, "n_heads": 2, "layer_scale": 0.5, "n_stages": 2,
+        "n_encoder_blocks": 1, "n_decoder_blocks": 1,
     },
     "TFLocoformerConfig": {
         "n_channels": 8, "n_groups": 2, "attention_channels": 16, "feed_forward_channels": 8, "n_blocks": 1,
@@ -50,7 +50,11 @@ def test_a_registered_model_is_exported_with_a_free_time_axis(name):
     network = miniature(name)
     core = Core(network)
     with torch.no_grad():
-        free = {"samples": {1: torch.export.Dim.AUTO}}
+        step = network.frames_per_step * network.hop_length
+        n_samples = (
+            step * torch.export.Dim("n_steps", min=2, max=10**6) + network.window_length - network.hop_length
+        )
+        free = {"samples": {1: n_samples}}
         program = torch.export.export(core, (samples(network, 8),), dynamic_shapes=free, strict=False)
         for n_steps in (3, 31):
             mixture = samples(network, n_steps)

@@ -2,7 +2,7 @@
 
 from flasepformer.layers.attention import FocusedLinearAttention, GatedResidualAttention
 from flasepformer.layers.convolution import DepthwiseConv, depthwise_conv, with_past
-from flasepformer.layers.layer import Carry, Given, GlobalLayer, Join, Layer, Summary, WholeLayer
+from flasepformer.layers.layer import Carry, Given, GlobalLayer, Join, Layer, WholeLayer
 from flasepformer.layers.norms import GlobalNorm, LayerNorm, Moments, RMSGroupNorm
 from flasepformer.layers.relative_attention import RelativeAttention, RelativePositions
 from flasepformer.layers.rotary import RotaryAttention
@@ -23,7 +23,6 @@ __all__ = [
     "RelativeAttention",
     "RelativePositions",
     "RotaryAttention",
-    "Summary",
     "WholeLayer",
     "depthwise_conv",
     "with_past",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +70,6 @@ class Layer(nn.Module):
         return self
 
 
-class Summary(Protocol):
-    """What a global layer needs of all frames; those of pieces add up."""
-
-    def __add__(self, other: Self) -> Self: ...
-
-
 Given = Callable[[Tensor, int], Tensor]
 """A global layer whose summary is known: frames, and the number of the first of them, to frames."""
 
@@ -85,7 +79,7 @@ class GlobalLayer(Layer, ABC):
 
     @abstractmethod
     def summarize(self, x: Tensor) -> Any:
-        """Return the `Summary` of some frames (batch, some frames, ...)."""
+        """Return what is needed of some frames (batch, some frames, ...); the summaries of pieces add up."""
 
     @abstractmethod
     def given(self, summary: Any) -> Given:

@@ -1,7 +1,7 @@
 """What all networks are: a score between an analysis of samples and a synthesis of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -383,6 +383,29 @@ class _Levelled:
 def separate(model: nn.Module, mixture: Tensor) -> Tensor:
     """Separate a mixture (batch, time) without gradients: with a network of ours in exact pieces of time."""
     return model.separate_in_pieces(mixture) if isinstance(model, SeparationNetwork) else model(mixture)
+
+
+def check_fields(
+    config: Any,
+    bounds: Mapping[str, tuple[int, int]],
+    flags: Iterable[str],
+    choices: Mapping[str, Sequence[str]],
+) -> None:
+    """Hold the fields of a config against whole numbers from low to high, true or false, and names.
+
+    Raises:
+        ValueError: If one is something else.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    for name in flags:
+        if type(getattr(config, name)) is not bool:
+            raise ValueError(f"{name} must be true or false, got {getattr(config, name)!r}")
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}")
 
 
 def _never(first: int, last: int) -> Tensor:

@@ -30,7 +30,7 @@ from flasepformer.layers import (
     RelativeAttention,
     RelativePositions,
 )
-from flasepformer.models.network import Block, Modules, SeparationNetwork, X
+from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
 from flasepformer.running import Performer, Whole
 
 Attention = Literal["focused_linear", "linear", "softmax"]
@@ -120,21 +120,13 @@ class SepReformerConfig:
             "local_kernel_size": (1, 1025), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
             "max_distance": (1, 65_536),
         }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        flags = ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance", "causal")
+        check_fields(self, bounds, flags, {"attention": get_args(Attention)})
         for name in ("local_kernel_size", "value_kernel_size"):
             if getattr(self, name) % 2 == 0 and getattr(self, name) > 0:
                 raise ValueError(
                     f"{name} must be odd, so that nothing shifts in time, got {getattr(self, name)}"
                 )
-        if self.attention not in get_args(Attention):
-            kinds = ", ".join(get_args(Attention))
-            raise ValueError(f"attention must be one of {kinds}, got {self.attention!r}")
-        for name in ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance", "causal"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.n_channels % self.n_heads:
             raise ValueError(
                 f"n_channels must be a multiple of n_heads, got {self.n_channels} and {self.n_heads}"

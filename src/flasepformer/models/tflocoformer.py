@@ -28,7 +28,7 @@ from flasepformer.layers import (
     with_past,
 )
 from flasepformer.models.fast_convolution import FastConvolution, swiglu
-from flasepformer.models.network import Block, Modules, SeparationNetwork, X
+from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
 from flasepformer.ops import KeyValueSums
 from flasepformer.running import Performer, Samples, read_reflected
 
@@ -107,16 +107,8 @@ class TFLocoformerConfig:
             "attention_channels": (2, 1024), "feed_forward_channels": (1, 2048),
             "feed_forward_kernel": (1, 32), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
         }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
-        for name in ("gated", "repeat_input", "normalize_variance", "causal"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.attention not in get_args(Attention):
-            known = ", ".join(get_args(Attention))
-            raise ValueError(f"attention must be one of {known}, got {self.attention!r}")
+        flags = ("gated", "repeat_input", "normalize_variance", "causal")
+        check_fields(self, bounds, flags, {"attention": get_args(Attention)})
         if self.causal and (self.attention == "softmax" or self.normalize_variance):
             raise ValueError(
                 "a causal network has linear attention over time and takes the mixture at the level it has; "

@@ -10,14 +10,13 @@ from flasepformer.ops.linear_attention import (
     linear_attention,
     linear_attention_naive,
 )
-from flasepformer.ops.stft import inverse_stft, stft
+from flasepformer.ops.stft import stft
 
 __all__ = [
     "KeyValueSums",
     "attend",
     "causal_linear_attention",
     "focus",
-    "inverse_stft",
     "key_value_sums",
     "linear_attention",
     "linear_attention_naive",
