@@ -15,6 +15,73 @@ _MIN_GAP = 0.1  # seconds between two utterances of one talker
 _MAX_COVER = 0.9  # of a turn by the next one
 
 
+class Stretch(NamedTuple):
+    """A turn without words: who speaks from one sample to another."""
+
+    talker: int
+    start: int
+    stop: int
+
+
+def draw_stretches(
+    rng: np.random.Generator,
+    n_talkers: int,
+    n_samples: int,
+    *,
+    turn: tuple[float, float],
+    pause: tuple[float, float],
+    overlap_share: float,
+    keep_turn: float = _KEEP_TURN,
+) -> list[Stretch]:
+    """Let talkers take turns within a segment of a conversation, which begins and ends anywhere.
+
+    The lengths of the turns are spread evenly over the orders of magnitude; pauses are short rather than
+    long, with a median of an eighth of the range above the shortest. Where there is room, every talker has a
+    turn.
+
+    Args:
+        rng: Draws everything.
+        n_talkers: Those who talk, the first turns one after another in a random order.
+        n_samples: Length of the segment.
+        turn: Shortest and longest turn, in samples.
+        pause: Shortest and longest pause, in samples.
+        overlap_share: How often a talker comes in before the last turn ends, by up to all of the shorter one.
+        keep_turn: How often a talker goes on after a pause.
+
+    Returns:
+        The turns by their start; no talker has two at a time.
+    """
+    order = rng.permutation(n_talkers)
+    stretches: list[Stretch] = []
+    free = np.zeros(n_talkers, dtype=int)  # from where on a talker can speak again
+    position, talker = 0, int(order[0])
+    while position < n_samples:
+        length = round(np.exp(rng.uniform(*np.log(turn))))
+        if not stretches:  # the conversation has begun before
+            length = max(round(length * rng.uniform(0.1, 1.0)), 1)
+        n_unheard = n_talkers - len(stretches)
+        if n_unheard > 1:  # leave room for the others
+            length = min(length, max((n_samples - position) // n_unheard, 1))
+        start, stop = position, min(position + length, n_samples)
+        stretches.append(Stretch(talker, start, stop))
+        free[talker] = stop
+        if len(stretches) < n_talkers:
+            following = int(order[len(stretches)])
+        elif n_talkers > 1 and rng.random() >= keep_turn:
+            following = int(rng.choice([k for k in range(n_talkers) if k != talker]))
+        else:
+            following = talker
+        if following != talker and rng.random() < overlap_share:
+            position = max(stop - round(rng.uniform(0, length)), int(free[following]))
+        else:
+            wait = round(pause[0] + (pause[1] - pause[0]) * rng.random() ** 3)
+            if len(stretches) < n_talkers:
+                wait = min(wait, (n_samples - stop) // 2)
+            position = max(stop, int(free[following])) + max(wait, 1)
+        talker = following
+    return sorted(stretches, key=lambda stretch: stretch.start)
+
+
 class Turn(NamedTuple):
     """One utterance in the track of a talker."""
 
