@@ -98,9 +98,6 @@ def test_every_size_of_the_paper_and_of_the_originals_has_a_name():
     }
     assert [info.name for info in list_models()] == [
         "default",
-        "default-1",
-        "default-2",
-        "default-3",
         *registered_names(),
     ]
 

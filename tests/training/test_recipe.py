@@ -9,7 +9,7 @@ from flasepformer.training import Recipe, load_recipe, save_recipe
 PROJECT = Path(__file__).parents[2]
 RECIPES = sorted((PROJECT / "recipes").rglob("*.yaml"))
 OLDER = sorted((PROJECT / "docs" / "default-model").rglob("recipe*.yaml"))
-"""Of runs by earlier versions, some before there were families and epochs."""
+"""Of runs by earlier versions."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -66,9 +66,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
     """Load a model, ready to separate (in eval mode, float32, on the CPU).
 
     Args:
-        name_or_path: "default" for the trained model of the package, "default-3" to "default-1" for those
-            before; a registry name such as "fla-sepreformer-b" for random weights; or a checkpoint: its
-            folder, or the weights file in it, ours or a published one (FLASepformer on ModelScope,
+        name_or_path: "default" for the trained model of the package; a registry name such as
+            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it, ours or a published one (FLASepformer on ModelScope,
             SepReformer, TF-Locoformer in ESPnet); or a model of ours on the Hugging Face Hub,
             "hf://owner/name" or "hf://owner/name@revision" ("hf://" may be left out where there is no folder
             `owner`), which `download_model` fetches once.
