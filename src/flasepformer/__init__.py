@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flasepformer.models import list_models as list_models
     from flasepformer.models import load_model as load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOM_OF = {"Separator": "inference", "list_models": "models", "load_model": "models"}
 
