@@ -1,13 +1,10 @@
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from flasepformer.data import Utterance
-from flasepformer.data.conversations import draw_stretches, plan_conversation
+from flasepformer.data.conversations import plan_conversation
 
 
 def chatter(rng, talker, shortest=2, longest=12):
@@ -76,33 +73,3 @@ def test_turns_stay_within_the_conversation_and_their_utterances():
 def test_a_share_out_of_reach_is_refused(overlap):
     with pytest.raises(ValueError, match=r"overlap must be from 0 to 0.5, got"):
         plan(60, overlap)
-
-
-@given(
-    seed=st.integers(0, 2**31),
-    n_talkers=st.integers(1, 4),
-    n_samples=st.integers(40_000, 200_000),
-    share=st.floats(0, 1),
-)
-@settings(max_examples=200, deadline=None)
-def test_stretches_lie_in_the_segment_and_no_talker_speaks_twice_at_a_time(seed, n_talkers, n_samples, share):
-    rng = np.random.default_rng(seed)
-    limits = {"turn": (400, 12_000), "pause": (0, 8000)}
-    stretches = draw_stretches(rng, n_talkers, n_samples, **limits, overlap_share=share)
-    assert {stretch.talker for stretch in stretches} == set(range(n_talkers))
-    for k in range(n_talkers):
-        own = [stretch for stretch in stretches if stretch.talker == k]
-        assert all(0 <= stretch.start < stretch.stop <= n_samples for stretch in own)
-        assert all(before.stop <= after.start for before, after in pairwise(own))
-    if share == 0:
-        assert all(before.stop < after.start for before, after in pairwise(stretches))
-
-
-def test_the_share_of_turns_that_come_in_early_is_the_one_asked_for():
-    rng = np.random.default_rng(0)
-    limits = {"turn": (400, 12_000), "pause": (0, 8000)}
-    stretches = draw_stretches(rng, 2, 4_000_000, **limits, overlap_share=0.5, keep_turn=0.0)
-    early = [after.start < before.stop for before, after in pairwise(stretches)]
-    assert np.mean(early) == pytest.approx(0.5, abs=0.05)
-    lengths = [stretch.stop - stretch.start for stretch in stretches]
-    assert np.median(lengths) == pytest.approx((400 * 12_000) ** 0.5, rel=0.15)

@@ -312,29 +312,6 @@ def test_rooms_are_simulated_and_the_same_for_the_same_seed(store):
     assert not torch.equal(mixing(store, seed=8, **config).example(0)[0], mixture)
 
 
-def test_in_a_conversation_everybody_speaks_in_their_turns_and_is_silent_otherwise(store):
-    talk = {"segment_seconds": 10.0, "turn_seconds": (0.5, 3.0), "turn_pause_seconds": (0.1, 1.0)}
-    conversations = mixing(store, conversation_probability=1.0, **talk, turn_overlap=0.0)
-    for index in range(20):
-        mixture, sources, turns = conversations.example_with_turns(index)
-        assert_close(mixture, sources.sum(0))
-        outside = torch.ones_like(sources, dtype=torch.bool)
-        for talker, start, stop in turns:
-            outside[talker, start:stop] = False
-            assert sources[talker, start:stop].abs().max() > 0
-        assert not sources[outside].any()
-        assert not (sources[0].bool() & sources[1].bool()).any()  # without overlap
-        assert {turn.talker for turn in turns} == {0, 1}  # a turn of silence is none
-
-
-def test_the_share_of_conversations_is_the_one_asked_for(store):
-    some = mixing(store, segment_seconds=4.0, conversation_probability=0.3)
-    n_turns = [len(some.example_with_turns(index)[2]) for index in range(300)]
-    whole = [turns == 2 for turns in n_turns]  # a conversation may have just two turns, too
-    assert 0.6 < np.mean(whole) < 0.9
-    assert mixing(store).example_with_turns(0)[2] == [(0, 0, 8000), (1, 0, 8000)]
-
-
 class Table(torch.utils.data.Dataset):
     def __init__(self, examples):
         self.examples = examples
@@ -358,8 +335,7 @@ def test_workers_make_the_same_mixtures(store, surroundings, n_workers):
 @pytest.mark.parametrize(
     "wrong",
     [{"noise_probability": 2}, {"noise_snr_db": (5, 0)}, {"band_limit_hz": (0, 1)}, {"equalization_db": -1},
-     {"absent_probability": -1}, {"noise": "folder"}, {"n_simulated_rooms": 0}, {"decay_seconds": (2, 1)},
-     {"turn_seconds": (0, 1)}, {"turn_pause_seconds": (-1, 1)}, {"conversation_probability": 1.5}],
+     {"absent_probability": -1}, {"noise": "folder"}, {"n_simulated_rooms": 0}, {"decay_seconds": (2, 1)}],
 )  # fmt: skip
 def test_surroundings_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flasepformer.metrics import leakage_db, talker_confusion, wrong_turns
+from flasepformer.metrics import leakage_db, talker_confusion
 
 RATE = 1000
 
@@ -137,25 +137,3 @@ def test_shapes_that_do_not_fit_are_refused():
         talker_confusion(torch.rand(2, 80), torch.rand(2, 81), RATE)
     with pytest.raises(ValueError, match="without the axis of the sources"):
         leakage_db(torch.rand(2, 80), torch.rand(2, 80))
-
-
-LONG_TURNS = [(k % 2, 10 * k * RATE, (10 * k + 8) * RATE) for k in range(6)]
-TALK_IN_TURNS = torch.stack(
-    [talk(*((t // RATE, u // RATE) for j, t, u in LONG_TURNS if j == k)) for k in (0, 1)]
-)
-
-
-@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-@pytest.mark.parametrize(
-    ("spans", "share"), [([], 0), ([(10, 20)], 1 / 6), ([(0, 20)], 2 / 6), ([(0, 60)], 0), ([(11, 12)], 0)]
-)
-def test_turns_on_the_wrong_track_are_counted_whatever_the_order_of_the_tracks(order, spans, share):
-    estimates = swapped(TALK_IN_TURNS, *spans)[order]
-    assert wrong_turns(0.5 * estimates, TALK_IN_TURNS, LONG_TURNS) == pytest.approx(share)
-
-
-def test_a_turn_that_no_track_holds_is_wrong_and_without_turns_there_is_no_share():
-    estimates = TALK_IN_TURNS.clone()
-    estimates[:, : RATE * 8] = 0
-    assert wrong_turns(estimates, TALK_IN_TURNS, LONG_TURNS) == pytest.approx(1 / 6)
-    assert math.isnan(wrong_turns(estimates, TALK_IN_TURNS, []))

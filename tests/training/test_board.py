@@ -19,7 +19,6 @@ from flasepformer.training import board as board_module
 from flasepformer.training import train
 from flasepformer.training.board import Board, spectrograms
 from flasepformer.training.examples import open_examples
-from flasepformer.training.validation import Validation
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -78,12 +77,14 @@ def test_the_weights_that_are_validated_are_heard(recipe, tmp_path):
 
 
 def test_estimates_stand_by_their_sources_at_their_level(recipe, tmp_path, monkeypatch):
-    def all_but_perfect(validation, network, mixture):
+    from flasepformer.training import loop
+
+    def all_but_perfect(run, network, mixture):
         sources = next(s for m, s in pairs if torch.equal(m, mixture))
         return torch.stack([-30 * sources[1], 0.01 * sources[0]])
 
     pairs = [open_examples(recipe, tmp_path / "cache")[1].example(index) for index in range(2)]
-    monkeypatch.setattr(Validation, "estimates", all_but_perfect)
+    monkeypatch.setattr(loop._Run, "_estimates", all_but_perfect)
     one_step = changed(recipe, n_steps=1, warmup_steps=0, decay_steps=0)
     train(dataclasses.replace(one_step, n_logged_mixtures=1), tmp_path / "run")
     events = shown(tmp_path / "run")

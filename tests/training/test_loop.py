@@ -298,9 +298,9 @@ def test_other_batches_after_a_resume_go_on_with_the_next_mixture(small_recipe, 
 def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path, monkeypatch):
     shares = []
 
-    def overheard(estimates, auxiliaries, sources, auxiliary_weight, limit_db):
+    def overheard(estimates, auxiliaries, sources, auxiliary_weight):
         shares.append(auxiliary_weight)
-        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight, limit_db)
+        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
 
     monkeypatch.setattr("flasepformer.training.loop.multi_stage_loss", overheard)
     falling = {"auxiliary_decay_factor": 0.5, "auxiliary_decay_start_epoch": 1, "auxiliary_decay_epochs": 2}
@@ -395,7 +395,7 @@ def test_bf16_computes_the_loss_in_float32():
     from flasepformer.training.loop import _TrainingStep
 
     torch.manual_seed(0)
-    step = _TrainingStep(SepReformer(SEPREFORMER), limit_db=0).eval()
+    step = _TrainingStep(SepReformer(SEPREFORMER)).eval()
     sources = torch.randn(2, 2, 2000)
     with torch.autocast("cpu", torch.bfloat16):
         loss = step(sources.sum(1), sources, 0.4)

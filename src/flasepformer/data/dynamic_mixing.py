@@ -1,6 +1,6 @@
 """Dynamic mixing: mixtures of random talkers, drawn anew for every step of the training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flasepformer.data.acoustics import Noise, RoomResponse, equalize, load_rooms, low_pass, rms
-from flasepformer.data.conversations import Stretch, draw_stretches
 from flasepformer.data.simulated_rooms import simulate_rooms
 from flasepformer.data.speech_store import SpeechStore
 
 SIMULATED = "simulated"  # in place of a folder of rooms
-_FADE_SAMPLES = 80
 _N_DRAWS = 100  # of one example, before the whole set is held to be silent
 
 
@@ -51,15 +49,6 @@ class DynamicMixingConfig:
     """Largest slope, and largest shelf at either end, that colours each source; its level stays."""
     absent_probability: float = 0.0
     """How often one talker speaks alone and the other sources are silent."""
-    conversation_probability: float = 0.0
-    """How often a mixture is a stretch of a conversation, in which talkers take turns."""
-    turn_seconds: tuple[float, float] = (0.5, 15.0)
-    """Shortest and longest turn of a conversation."""
-    turn_pause_seconds: tuple[float, float] = (0.0, 10.0)
-    """Shortest and longest pause between two turns; half of them are in the first eighth of the range."""
-    turn_overlap: float = 1.0
-    """Largest share of turns that begin before the last one ends. Each conversation draws its own, evenly
-    from none to this; a third of them have none."""
     rooms: str = ""
     """Folder of room responses, where a file is a room, and so is a folder of files; "simulated" draws rooms
     as WHAMR! has them, empty stays dry. All talkers of a mixture are in one room."""
@@ -91,7 +80,6 @@ class DynamicMixingConfig:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}")
         for name in (
             "gain_range_db", "speed_range", "pause_seconds", "noise_snr_db", "band_limit_hz", "decay_seconds",
-            "turn_seconds", "turn_pause_seconds",
         ):  # fmt: skip
             low, high = getattr(self, name)
             if low > high:
@@ -100,18 +88,12 @@ class DynamicMixingConfig:
             raise ValueError(f"speed_range must lie within 0.5 to 2, got {self.speed_range}")
         for name in (
             "fill_probability", "min_filled", "speaker_balance", "absent_probability",
-            "room_probability", "noise_probability", "band_limit_probability", "conversation_probability",
-            "turn_overlap",
+            "room_probability", "noise_probability", "band_limit_probability",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 to 1, got {getattr(self, name)}")
         if not self.band_limit_hz[0] > 0:
             raise ValueError(f"band_limit_hz must be positive, got {self.band_limit_hz}")
-        if not self.turn_seconds[0] > 0 or self.turn_pause_seconds[0] < 0:
-            raise ValueError(
-                "turn_seconds must be positive and turn_pause_seconds not negative, got "
-                f"{self.turn_seconds} and {self.turn_pause_seconds}"
-            )
         if isinstance(self.noise, str):
             raise ValueError(f"noise must be a list of folders, got {self.noise!r}")
         if self.n_simulated_rooms < 1:
@@ -163,17 +145,11 @@ class DynamicMixing:
 
         The mixture is the sum of the sources, and of reverberation and noise where the config has them.
         """
-        mixture, sources, _ = self.example_with_turns(index)
-        return mixture, sources
-
-    def example_with_turns(self, index: int) -> tuple[Tensor, Tensor, list[Stretch]]:
-        """Return what `example` does, and who speaks when; outside of a conversation everybody does."""
         rng = np.random.default_rng([self.seed, index])
         for _ in range(_N_DRAWS):
-            drawn = self._draw(rng)
-            if drawn is not None:
-                sources, turns = drawn
-                return *self._record(rng, sources), turns
+            sources = self._draw(rng)
+            if sources is not None:
+                return self._record(rng, sources)
         raise ValueError(f"{_N_DRAWS} draws in a row fell below {self.config.silence_db} dB: silent speech?")
 
     def batch(self, first_index: int, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -187,42 +163,24 @@ class DynamicMixing:
             yield self.batch(first_index, batch_size)
             first_index += batch_size
 
-    def _draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], list[Stretch]] | None:
-        """Return sources (source, time) and their turns, or None when one of them is silent."""
+    def _draw(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
+        """Return sources (source, time), or None when one of them is silent."""
         config = self.config
         speakers = rng.choice(
             len(self._utterances), config.n_sources, replace=False, p=self._speaker_probability
         )
-        is_conversation = config.conversation_probability and rng.random() < config.conversation_probability
-        turns = (
-            self._turns(rng)
-            if is_conversation
-            else [Stretch(k, 0, self.n_samples) for k in range(config.n_sources)]
-        )
-        sources = np.zeros((config.n_sources, self.n_samples), dtype=np.float32)
-        for k, speaker in enumerate(speakers):
-            own = [turn for turn in turns if turn.talker == k]
-            n_spoken = sum(turn.stop - turn.start for turn in own)
+        sources = np.empty((config.n_sources, self.n_samples), dtype=np.float32)
+        for source, speaker in zip(sources, speakers, strict=True):
             speed = round(rng.uniform(*config.speed_range), 2)  # hundredths halve the time of the resampler
-            speech = self._speech(rng, self._utterances[speaker], round(n_spoken * speed))
+            n_drawn = round(self.n_samples * speed)
+            speech = self._speech(rng, self._utterances[speaker], n_drawn)
             if np.sqrt(np.mean(np.square(speech))) < 10 ** (config.silence_db / 20):
                 return None
             gain = 10 ** ((config.level_db + rng.uniform(*config.gain_range_db)) / 20)
-            _place(gain * _fit(speech, n_spoken), own, sources[k])
+            source[:] = gain * _fit(speech, self.n_samples)
         if config.absent_probability and rng.random() < config.absent_probability:
             sources[np.arange(config.n_sources) != rng.integers(config.n_sources)] = 0
-        return sources, [turn for turn in turns if sources[turn.talker, turn.start : turn.stop].any()]
-
-    def _turns(self, rng: np.random.Generator) -> list[Stretch]:
-        """Return who speaks when in a stretch of a conversation."""
-        config, rate = self.config, self.store.sample_rate
-        (turn, pause) = (
-            (low * rate, high * rate) for low, high in (config.turn_seconds, config.turn_pause_seconds)
-        )
-        share = max(0.0, rng.uniform(-0.5, 1.0)) * config.turn_overlap
-        return draw_stretches(
-            rng, config.n_sources, self.n_samples, turn=turn, pause=pause, overlap_share=share
-        )
+        return sources
 
     def _record(self, rng: np.random.Generator, sources: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
         """Return mixture and sources as a microphone hears them, in surroundings drawn anew."""
@@ -294,21 +252,6 @@ class DynamicMixing:
             return speech[start : start + n_samples]
         before = rng.integers(n_samples - total + 1)
         return np.pad(speech, (before, n_samples - total - before))
-
-
-def _place(speech: NDArray[np.float32], turns: Sequence[Stretch], track: NDArray[np.float32]) -> None:
-    """Lay out what a talker says over the turns; where a turn cuts a word, it fades."""
-    position = 0
-    for turn in turns:
-        piece = speech[position : position + turn.stop - turn.start].copy()
-        position += len(piece)
-        n_fade = min(_FADE_SAMPLES, len(piece) // 2)
-        fade = np.linspace(0, 1, n_fade, endpoint=False, dtype=np.float32)
-        if turn.start > 0:
-            piece[:n_fade] *= fade
-        if turn.stop < len(track):
-            piece[len(piece) - n_fade :] *= fade[::-1]
-        track[turn.start : turn.stop] = piece
 
 
 def _fit(waveform: NDArray[np.float32], n_samples: int) -> NDArray[np.float32]:

@@ -1,7 +1,5 @@
 """What matters in long recordings: does a talker stay in one track, and does the other track stay silent."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -64,33 +62,6 @@ def talker_confusion(
     own_track = best_permutation(n_windows)
     n_right = n_windows[own_track, torch.arange(len(sources))].sum()
     return 1 - n_right / heard.sum()  # 0 / 0 is nan
-
-
-def wrong_turns(estimates: Tensor, sources: Tensor, turns: Sequence[tuple[int, int, int]]) -> float:
-    """Compute the share of turns that are in the wrong track.
-
-    The track that holds a turn is the one with the most of its talker's speech in it (the largest inner
-    product). It is the wrong one if it is not the talker's track, by the one assignment for the whole
-    recording that is right for the most turns. A turn that no track holds is in the wrong place, too.
-
-    Args:
-        estimates: (source, time), in any order, at the levels at which they sum to the mixture.
-        sources: Same shape.
-        turns: Talker, first sample and the sample after the last one of each.
-
-    Returns:
-        A number from 0 to 1 - 1 / sources (and up to 1 if no track holds anybody), lower is better; nan
-        without turns.
-    """
-    if not turns:
-        return float("nan")
-    held = torch.zeros(len(estimates), len(sources), dtype=torch.float64)
-    for talker, start, stop in turns:
-        share = (estimates[:, start:stop] * sources[talker, start:stop]).sum(-1).abs()
-        if share.max() > 0:
-            held[share.argmax(), talker] += 1
-    n_right = held[best_permutation(held), torch.arange(len(sources))].sum()
-    return 1 - float(n_right) / len(turns)
 
 
 def leakage_db(estimates: Tensor, mixture: Tensor) -> Tensor:

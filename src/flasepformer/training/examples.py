@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,76 +57,6 @@ def open_examples(recipe: Recipe, cache: str | Path) -> tuple[Examples, Examples
         _open(recipe, train, mixing.segment_seconds, mixing, recipe.seed, cache),
         _open(recipe, valid, valid_seconds, _valid_mixing(recipe), VALID_SEED, cache),
     )
-
-
-@dataclass(frozen=True)
-class FurtherValidation:
-    """What a run is validated on beside the mixtures of its validation split; all of it clean speech."""
-
-    held_out: DynamicMixing | None = None
-    """Mixtures of the speakers that are held out of the training split."""
-    conversations: tuple[DynamicMixing, ...] = ()
-    """Conversations without overlap, of the speakers of each validation set."""
-
-
-def open_further_validation(recipe: Recipe, cache: str | Path) -> FurtherValidation:
-    """Return what `DataConfig.n_held_out_speakers` and `DataConfig.n_valid_conversations` ask for.
-
-    Args:
-        recipe: Its `data` and `mixing` decide.
-        cache: Folder that keeps the decoded speech.
-
-    Raises:
-        ValueError: Held out are more speakers than there are.
-        TrainingError: Too many recordings are corrupt.
-    """
-    data = recipe.data
-    mixing = _valid_mixing(recipe)
-    seconds = data.valid_segment_seconds or mixing.segment_seconds
-    stores = []
-    if data.n_held_out_speakers:
-        spoken = _list_speech(recipe, data.train_split)
-        names = held_out_speakers(recipe, spoken)
-        split = _Split("held out", utterances=[item for item in spoken if item.speaker in names])
-        stores.append(_open(recipe, split, seconds, mixing, VALID_SEED, cache))
-    held_out = stores[0] if stores else None
-    if data.n_valid_conversations:
-        talk = dataclasses.replace(
-            mixing,
-            segment_seconds=data.conversation_seconds,
-            conversation_probability=1.0,
-            turn_seconds=(4.0, 4.0),
-            turn_pause_seconds=(0.0, 10.0),
-            turn_overlap=0.0,
-            fill_probability=1.0,
-            **_CLEAN,
-        )
-        if data.validate_on == "speech":
-            split = _Split(data.valid_split, utterances=_list_speech(recipe, data.valid_split))
-            stores.append(_open(recipe, split, seconds, talk, VALID_SEED, cache))
-        sets = tuple(DynamicMixing(s.store, talk, VALID_SEED) for s in stores if isinstance(s, DynamicMixing))
-    else:
-        sets = ()
-    assert held_out is None or isinstance(held_out, DynamicMixing)
-    return FurtherValidation(held_out, sets)
-
-
-def held_out_speakers(recipe: Recipe, spoken: Sequence[Utterance]) -> frozenset[str]:
-    """Return the speakers of the training split that only validation hears: those with the lowest digests.
-
-    Raises:
-        ValueError: There are not so many.
-    """
-    data = recipe.data
-    names = {
-        item.speaker for item in spoken if not data.held_out_corpora or item.corpus in data.held_out_corpora
-    }
-    if len(names) < data.n_held_out_speakers:
-        raise ValueError(
-            f"data.n_held_out_speakers is {data.n_held_out_speakers}, but there are {len(names)}"
-        )
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return frozenset(ranked[: data.n_held_out_speakers])
 
 
 def n_valid_mixtures(recipe: Recipe, examples: Examples) -> int:
@@ -229,11 +158,10 @@ class _Split:
 def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _Split:
     data, model = recipe.data, recipe.model
     if kind == "speech":
-        spoken = _list_speech(recipe, split)
-        if split == data.train_split and data.n_held_out_speakers:
-            names = held_out_speakers(recipe, spoken)
-            spoken = [item for item in spoken if item.speaker not in names]
-        return _Split(split, utterances=spoken)
+        if not data.speech:
+            raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
+        exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
+        return _Split(split, utterances=read_utterances(data.speech, split, exclude=exclude))
     if not data.mixtures:
         raise ValueError("the recipe names no mixtures; set data.mixtures to a folder of manifests")
     mixtures = _read_mixtures(data.mixtures, split)
@@ -245,14 +173,6 @@ def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _S
             f"the model separates {model.n_sources} at {model.sample_rate} Hz"
         )
     return _Split(split, mixtures=mixtures)
-
-
-def _list_speech(recipe: Recipe, split: str) -> list[Utterance]:
-    data = recipe.data
-    if not data.speech:
-        raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
-    exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
-    return read_utterances(data.speech, split, exclude=exclude)
 
 
 def _read_mixtures(folder: str, split: str) -> list[MixtureFiles]:
@@ -300,7 +220,6 @@ def _valid_mixing(recipe: Recipe) -> DynamicMixingConfig:
         segment_seconds=data.valid_segment_seconds or recipe.mixing.segment_seconds,
         speed_range=(1.0, 1.0),
         absent_probability=0.0,  # a silent source has no SI-SNR
-        conversation_probability=0.0,
         **(_CLEAN if data.valid_clean else {}),
     )
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from flasepformer.training.examples import (
     CorruptMixtures,
     n_valid_mixtures,
     open_examples,
-    open_further_validation,
     take_example,
 )
 from flasepformer.training.losses import multi_stage_loss
@@ -46,7 +45,6 @@ from flasepformer.training.run_folder import (
     unless_disk_full,
 )
 from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
-from flasepformer.training.validation import Scores, Validation
 
 _LONGEST_LOGGED_SECONDS = 10.0
 
@@ -103,15 +101,13 @@ def _train(
                 print(f"nothing to do: the run {end}", file=sys.stderr)
             return
         with accelerator.main_process_first():  # which decodes the speech; the others find it in the cache
-            cache = speech_cache or run_folder.speech_cache
-            examples, valid_examples = open_examples(recipe, cache)
-            further = open_further_validation(recipe, cache)
+            examples = open_examples(recipe, speech_cache or run_folder.speech_cache)
         run = _begin(recipe, run_folder, accelerator, parts, progress)
     with (
         _stop_on_signals(accelerator.set_trigger),
         contextlib.closing(Board(accelerator, progress.step)) as board,
     ):
-        run.loop(examples, Validation(recipe, valid_examples, further, accelerator), board)
+        run.loop(*examples, board)
 
 
 @dataclass
@@ -161,17 +157,23 @@ def _best(folder: RunFolder) -> Path:
 class _TrainingStep(nn.Module):
     """The network and its loss as one module, which is what runs in parallel."""
 
-    def __init__(self, model: Any, limit_db: float) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.limit_db = limit_db or math.inf
 
     def forward(self, mixtures: Tensor, sources: Tensor, auxiliary_weight: float) -> Tensor:
         if auxiliary_weight == 0:  # the heads idle
             estimates, auxiliaries = self.model(mixtures), []
         else:
             estimates, auxiliaries = self.model.forward_with_auxiliary(mixtures)
-        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight, self.limit_db)
+        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
+
+
+class _Scores(NamedTuple):
+    """Of a validation, means in dB."""
+
+    si_snr_improvement_db: float
+    si_snr_db: float
 
 
 @dataclass
@@ -220,11 +222,11 @@ class _Run:
         self.corrupt: dict[str, str] = {}
         """Name and fault of every mixture to train on that this process has found corrupt."""
 
-    def loop(self, examples: Examples, validation: Validation, board: Board) -> None:
+    def loop(self, examples: Examples, valid_examples: Examples, board: Board) -> None:
         """Train from the current step to the last one."""
         recipe, progress = self.recipe, self.progress
         batches = self._batches(examples)
-        count_corrupt = self._corrupt_counter(examples, validation.examples)
+        count_corrupt = self._corrupt_counter(examples, valid_examples)
         last_save = last_time = time.monotonic()
         while not self._is_done():
             started = time.monotonic()
@@ -240,10 +242,9 @@ class _Run:
             stop = self.accelerator.check_trigger()
             scores = None
             if progress.step % recipe.epoch_steps == 0 or progress.step == recipe.optimization.n_steps:
-                scores = validation.scores(self._validated)
-                self._take_in(scores)
-                self._show(validation, board)
-                self.model.train()
+                scores = self._validate(valid_examples)
+                self._take_in(scores.si_snr_improvement_db)
+                self._show(valid_examples, board)
             if progress.step % recipe.log_every == 0 or scores is not None:
                 self._log(rate, gradient_norm, scores, board)
                 count_corrupt()
@@ -383,26 +384,53 @@ class _Run:
         return self.average.module if self.recipe.optimization.average_decay else self.model
 
     @torch.inference_mode()
-    def _show(self, validation: Validation, board: Board) -> None:
+    def _validate(self, examples: Examples) -> "_Scores":
+        """Return the means over the validation mixtures; one with a silent source has no scores."""
+        network = self._validated.eval()
+        totals = torch.zeros(3, device=self.accelerator.device)  # improvement, SI-SNR, mixtures
+        n_mixtures = n_valid_mixtures(self.recipe, examples)
+        for index in range(self.accelerator.process_index, n_mixtures, self.accelerator.num_processes):
+            mixture, sources = (t.to(totals.device) for t in take_example(examples, index))
+            if not (sources != sources[:, :1]).any(dim=-1).all():
+                continue
+            scores = pairwise(si_snr, self._estimates(network, mixture), sources)
+            best = scores.gather(0, best_permutation(scores).unsqueeze(0)).mean()
+            improvement = best - si_snr(mixture.expand_as(sources), sources).mean()
+            totals += torch.stack([improvement, best, torch.ones_like(best)])
+        self.model.train()
+        improvement_db, si_snr_db, n_scored = self.accelerator.reduce(totals).tolist()
+        if n_scored < n_mixtures and self.accelerator.is_main_process:
+            silent = f"{n_mixtures - round(n_scored)} of {n_mixtures} validation mixtures"
+            print(f"{silent} have a silent source, and so no score", file=sys.stderr)
+        if n_scored == 0:
+            return _Scores(math.nan, math.nan)
+        return _Scores(improvement_db / n_scored, si_snr_db / n_scored)
+
+    @torch.inference_mode()
+    def _show(self, examples: Examples, board: Board) -> None:
         """Show the first validation mixtures, or how they begin, on TensorBoard."""
         if not self.accelerator.is_main_process:
             return
         network, sample_rate = self._validated.eval(), self.recipe.model.sample_rate
-        n_mixtures = min(self.recipe.n_logged_mixtures, n_valid_mixtures(self.recipe, validation.examples))
+        n_mixtures = min(self.recipe.n_logged_mixtures, n_valid_mixtures(self.recipe, examples))
         n_samples = round(_LONGEST_LOGGED_SECONDS * sample_rate)
         for index in range(n_mixtures):
-            tracks = (track[..., :n_samples] for track in take_example(validation.examples, index))
+            tracks = (track[..., :n_samples] for track in take_example(examples, index))
             mixture, sources = (track.to(self.accelerator.device) for track in tracks)
-            estimates = validation.estimates(network, mixture)
+            estimates = self._estimates(network, mixture)
             scores = pairwise(si_snr, estimates, sources).nan_to_num(0.0)
             ordered = estimates[best_permutation(scores)]
             board.mixture(f"mixture_{index + 1}", mixture, sources, ordered, sample_rate, self.progress.step)
         self.model.train()
 
-    def _take_in(self, scores: Scores) -> None:
+    def _estimates(self, network: nn.Module, mixture: Tensor) -> Tensor:
+        """Separate one mixture (time,) into estimates (source, time)."""
+        with self.accelerator.autocast():
+            return network(mixture[None])[0].float()
+
+    def _take_in(self, valid_db: float) -> None:
         """Let the schedules know how an epoch ended, and keep its weights if they are among the best."""
         optimization, progress = self.recipe.optimization, self.progress
-        valid_db = scores.total_db
         if progress.step > optimization.plateau_start_epoch * self.recipe.epoch_steps:
             progress.plateau.update(
                 valid_db, factor=optimization.plateau_factor, patience=optimization.plateau_patience
@@ -415,7 +443,7 @@ class _Run:
         if optimization.average_best > 1:
             self._keep_candidate(valid_db)
         elif is_better:
-            info = self._info(**scores.row())
+            info = self._info(valid_si_snr_improvement_db=round(valid_db, 3))
             unless_disk_full(lambda: save_model(self._validated, self.folder.best, info))
 
     def _keep_candidate(self, valid_db: float) -> None:
@@ -441,10 +469,11 @@ class _Run:
         known = {"description": recipe.description, "licence": recipe.licence, "step": self.progress.step}
         return {**known, **scores}
 
-    def _log(self, rate: float, gradient_norm: float, scores: Scores | None, board: Board) -> None:
+    def _log(self, rate: float, gradient_norm: float, scores: "_Scores | None", board: Board) -> None:
         """Write a row of the curve: the last step, at that learning rate, and the mean of those before it."""
         progress = self.progress
         mean_loss = progress.sum_losses / progress.n_losses if progress.n_losses else None  # all were skipped
+        improvement_db = None if scores is None else round(scores.si_snr_improvement_db, 3)
         row = {
             "step": progress.step,
             "hours_heard": round(progress.n_heard * self.recipe.mixing.segment_seconds / 3600, 3),
@@ -452,7 +481,7 @@ class _Run:
             "learning_rate": round(rate, 8),
             "train_loss_db": None if mean_loss is None else round(mean_loss, 3),
             "gradient_norm": round(gradient_norm, 3),
-            **(scores.row() if scores else {}),
+            "valid_si_snr_improvement_db": improvement_db,
             "best_db": round(progress.best_db, 3) if math.isfinite(progress.best_db) else None,
             **self.pace.per_second(),
         }
@@ -507,7 +536,7 @@ def _begin(recipe: Recipe, folder: RunFolder, accelerator: Any, parts: _Parts, p
         (folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
     if recipe.optimization.checkpoint_activations:
         checkpoint_activations(model)
-    network = accelerator.prepare(_TrainingStep(model, recipe.optimization.loss_limit_db).train())
+    network = accelerator.prepare(_TrainingStep(model).train())
     prepared = [accelerator.prepare(optimizer) for optimizer in optimizers]
     return _Run(recipe, folder, accelerator, network, model, average, prepared, progress)
 

@@ -1,6 +1,5 @@
 """The losses of the paper, in dB, lower is better: of the output, and of the auxiliary heads' spectra."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,7 +18,7 @@ ABSENT_LIMIT_DB = 30.0
 Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021."""
 
 
-def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = math.inf) -> Tensor:
+def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
     """Return minus the mean SI-SNR under the best permutation of each mixture (PIT), in dB.
 
     In place of a silent source, which has no SI-SNR, stands how far its estimate is below all estimates
@@ -28,15 +27,8 @@ def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = math.inf) 
     Args:
         estimates: (batch, source, time).
         sources: Same shape.
-        limit_db: What an SI-SNR earns approaches this, so that a conversation, where one talker at a time is
-            easily heard, does not outweigh mixtures that are hard; a soft threshold, as `ABSENT_LIMIT_DB`.
     """
-
-    def limited(estimate: Tensor, source: Tensor) -> Tensor:
-        return -10 * (10 ** (-si_snr(estimate, source) / 10) + 10 ** (-limit_db / 10)).log10()
-
-    metric = si_snr if math.isinf(limit_db) else limited
-    return _permutation_invariant_loss(metric, estimates.float(), sources.float(), _is_silent(sources))
+    return _permutation_invariant_loss(si_snr, estimates.float(), sources.float(), _is_silent(sources))
 
 
 def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
@@ -56,11 +48,7 @@ def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
 
 
 def multi_stage_loss(
-    estimates: Tensor,
-    auxiliary_estimates: Sequence[Tensor],
-    sources: Tensor,
-    auxiliary_weight: float,
-    limit_db: float = math.inf,
+    estimates: Tensor, auxiliary_estimates: Sequence[Tensor], sources: Tensor, auxiliary_weight: float
 ) -> Tensor:
     """Weigh the output's loss against the mean loss of the auxiliary heads, each with its own permutation.
 
@@ -69,9 +57,8 @@ def multi_stage_loss(
         auxiliary_estimates: One tensor of that shape for each auxiliary head.
         sources: Same shape.
         auxiliary_weight: Share of the auxiliary loss, from 0 to 1; the paper starts at 0.4.
-        limit_db: Of the output's loss, as in `si_snr_loss`.
     """
-    loss = si_snr_loss(estimates, sources, limit_db)
+    loss = si_snr_loss(estimates, sources)
     if not auxiliary_estimates or auxiliary_weight == 0:
         return loss
     auxiliary = torch.stack([magnitude_loss(estimate, sources) for estimate in auxiliary_estimates]).mean()

@@ -54,16 +54,6 @@ class DataConfig:
     """Length of those mixtures, whatever the length that is trained on; 0 takes those of `mixtures` whole."""
     valid_clean: bool = False
     """Validate on clean `speech`, even if `mixing` adds noise, rooms, equalization or band limits."""
-    n_held_out_speakers: int = 0
-    """Speakers of the training split of `speech` that are kept for a second validation: which ones depends on
-    their names alone. For a validation split that is of other recordings than most of the training."""
-    held_out_corpora: tuple[str, ...] = ()
-    """Corpora of the manifest that they are taken from; none takes any."""
-    n_valid_conversations: int = 0
-    """Conversations of speakers of the validation split, and as many of those held out, without overlap, to
-    see whether each talker stays in a track."""
-    conversation_seconds: float = 30.0
-    """Length of those conversations."""
     n_workers: int = 0
     """Processes that mix or read; 0 does it in the training process."""
     max_corrupt_share: float = 0.01
@@ -85,13 +75,6 @@ class DataConfig:
                 f"valid_segment_seconds must be {'at least 0' if is_fixed else 'positive' + which}, "
                 f"got {self.valid_segment_seconds}"
             )
-        for name in ("n_held_out_speakers", "n_valid_conversations"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.n_held_out_speakers and self.train_on != "speech":
-            raise ValueError("n_held_out_speakers is for training on speech; fixed mixtures stay as they are")
-        if not self.conversation_seconds > 0:
-            raise ValueError(f"conversation_seconds must be positive, got {self.conversation_seconds}")
         if self.valid_clean and is_fixed:
             raise ValueError("valid_clean is for validation on speech; fixed mixtures stay as they are")
 
@@ -137,8 +120,6 @@ class OptimizationConfig:
     """See `auxiliary_decay_factor`."""
     auxiliary_decay_epochs: int = 5
     """See `auxiliary_decay_factor`."""
-    loss_limit_db: float = 0.0
-    """SI-SNR that a source's loss approaches and never exceeds, see `si_snr_loss`; 0 sets no limit."""
     average_decay: float = 0.999
     """Decay of the running average of the weights, which is validated and shipped; 0 takes the weights
     themselves."""
@@ -169,8 +150,6 @@ class OptimizationConfig:
             )
         if not 0 <= self.auxiliary_weight <= 1:
             raise ValueError(f"auxiliary_weight must be from 0 to 1, got {self.auxiliary_weight}")
-        if not self.loss_limit_db >= 0:
-            raise ValueError(f"loss_limit_db must not be negative, got {self.loss_limit_db}")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be at least 0 and below 1, got {self.average_decay}")
         for name in ("plateau_factor", "auxiliary_decay_factor"):
