@@ -8,7 +8,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal  # a process per core, each of up to 1 GB
 
-.PHONY: demo test test-all lint docs clean
+CORE ?= 1
+CORES ?= 1
+CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
+PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
+
+.PHONY: demo test test-all lint docs campaign campaign-pack clean
 
 demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
@@ -24,6 +29,17 @@ lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
+	$(BIN)/python recipes/campaign.py unpack
+ifeq ($(CORES),1)
+	OMP_NUM_THREADS=1 $(PIN) $(BIN)/python $(CAMPAIGN)
+else
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node $(CORES) $(CAMPAIGN)
+endif
+
+campaign-pack: $(READY)  ## put the state of that run into docs/campaign, to be committed
+	$(BIN)/python recipes/campaign.py pack
 
 docs: $(DOCS_READY)  ## the reference of the Python interface, as pages in build/site
 	$(BIN)/mkdocs build --quiet

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from flasepformer.models import SepReformerConfig, TFLocoformerConfig
-from flasepformer.training import Recipe, load_recipe, save_recipe
+from flasepformer.training import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = sorted((PROJECT / "recipes").rglob("*.yaml"))
-OLDER = sorted((PROJECT / "docs" / "default-model").rglob("recipe*.yaml"))
+OLDER = sorted((PROJECT / "docs").rglob("recipe*.yaml"))
 """Of runs by earlier versions."""
 
 
@@ -193,3 +193,34 @@ def test_another_file_than_a_recipe_is_named_and_not_repeated(tmp_path):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"long_every": -1}, "long_every must not be negative"),
+        ({"long_every": 3, "long_seconds": (30.0, 15.0)}, "long_seconds must run from low to high"),
+        ({"long_every": 3, "long_batch_size": 9}, "long_batch_size must be at most batch_size, 4"),
+        ({"loss_limit_db": -1.0}, "loss_limit_db must not be negative"),
+    ],
+)
+def test_long_steps_that_cannot_be_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizationConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"held_out_share": 1.0, "held_out_corpora": ("cv",)},
+            "held_out_share must be at least 0 and below 1",
+        ),
+        ({"held_out_share": 0.1}, "held_out_share and held_out_corpora need each other"),
+        ({"n_valid_conversations": -1}, "n_valid_conversations must not be negative"),
+        ({"n_valid_conversations": 2, "train_on": "mixtures"}, "for training on speech alone"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**setting)

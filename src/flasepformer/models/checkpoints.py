@@ -67,10 +67,10 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> nn.Module:
 
     Args:
         name_or_path: "default" for the trained model of the package; a registry name such as
-            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it, ours or a published one (FLASepformer on ModelScope,
-            SepReformer, TF-Locoformer in ESPnet); or a model of ours on the Hugging Face Hub,
-            "hf://owner/name" or "hf://owner/name@revision" ("hf://" may be left out where there is no folder
-            `owner`), which `download_model` fetches once.
+            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
+            ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
+            model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
+            may be left out where there is no folder `owner`), which `download_model` fetches once.
 
     Returns:
         The model: mixture (batch, time) to estimates (batch, source, time).

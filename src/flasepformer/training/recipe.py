@@ -47,6 +47,14 @@ class DataConfig:
     LibriMix share nobody."""
     exclude_licences: tuple[str, ...] = ()
     """Leave out the recordings of `speech` under these licences."""
+    held_out_share: float = 0.0
+    """Share of the speakers of `held_out_corpora` in `train_split` that are not trained on but validated on,
+    beside `valid_split`: the first ones by the SHA-256 of their names."""
+    held_out_corpora: tuple[str, ...] = ()
+    """Beginnings of the names of corpora in the manifest of `speech`; for `held_out_share`."""
+    n_valid_conversations: int = 0
+    """Fixed conversations of speakers of `valid_split` in turns of 4 s without overlap, to count the turns
+    that come out on the wrong track."""
     n_valid_mixtures: int = 100
     """Fixed mixtures that the model is validated on; of `mixtures` at most so many, drawn at random, and 0
     takes all."""
@@ -66,7 +74,15 @@ class DataConfig:
             raise ValueError(
                 f"max_corrupt_share must be at least 0 and below 1, got {self.max_corrupt_share}"
             )
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share must be at least 0 and below 1, got {self.held_out_share}")
+        if (self.held_out_share > 0) != bool(self.held_out_corpora):
+            raise ValueError("held_out_share and held_out_corpora need each other")
+        if self.n_valid_conversations < 0:
+            raise ValueError(f"n_valid_conversations must not be negative, got {self.n_valid_conversations}")
         is_fixed = self.validate_on == "mixtures"
+        if (self.held_out_share or self.n_valid_conversations) and (is_fixed or self.train_on == "mixtures"):
+            raise ValueError("held_out_share and n_valid_conversations are for training on speech alone")
         least, which = (0, "") if is_fixed else (1, " where mixtures are drawn from speech")
         if self.n_valid_mixtures < least:
             raise ValueError(f"n_valid_mixtures must be at least {least}{which}, got {self.n_valid_mixtures}")
@@ -89,6 +105,15 @@ class OptimizationConfig:
     """Mixtures that each process computes at a time."""
     accumulate_steps: int = 1
     """Such batches in one step, whose gradients are averaged."""
+    long_every: int = 0
+    """Every so many steps one takes longer segments, in which a network learns who is who; 0 never does."""
+    long_seconds: tuple[float, float] = (15.0, 30.0)
+    """Their length, whole seconds, the same for all mixtures of a step."""
+    long_batch_size: int = 1
+    """Mixtures of such a step, in place of `batch_size`."""
+    loss_limit_db: float = 0.0
+    """A separation this good earns little more, so that what is easy, such as talkers who take turns, does
+    not outweigh the rest; 0 sets no limit."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW as in the papers, or Muon for the matrices of the blocks and AdamW for the rest."""
     learning_rate: float = 1e-3
@@ -134,7 +159,10 @@ class OptimizationConfig:
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "accumulate_steps", "average_best", "auxiliary_decay_epochs")
+        counts = (
+            "n_steps", "batch_size", "accumulate_steps", "average_best", "auxiliary_decay_epochs",
+            "long_batch_size",
+        )  # fmt: skip
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -148,6 +176,16 @@ class OptimizationConfig:
                 f"n_steps {self.n_steps}, and the learning rate would never reach its peak; raise n_steps to "
                 f"{together}, or lower them, for instance to {warmup_steps} and {decay_steps}"
             )
+        if self.long_every < 0:
+            raise ValueError(f"long_every must not be negative, got {self.long_every}")
+        if self.long_every and not 1 <= self.long_seconds[0] <= self.long_seconds[1]:
+            raise ValueError(f"long_seconds must run from low to high, from 1 on, got {self.long_seconds}")
+        if self.long_every and self.long_batch_size > self.batch_size:
+            raise ValueError(
+                f"long_batch_size must be at most batch_size, {self.batch_size}, got {self.long_batch_size}"
+            )
+        if self.loss_limit_db < 0:
+            raise ValueError(f"loss_limit_db must not be negative, got {self.loss_limit_db}")
         if not 0 <= self.auxiliary_weight <= 1:
             raise ValueError(f"auxiliary_weight must be from 0 to 1, got {self.auxiliary_weight}")
         if not 0 <= self.average_decay < 1:
@@ -205,6 +243,14 @@ class Recipe:
             idle = [f"mixing.{name}" for name in names if getattr(self.mixing, name) != getattr(usual, name)]
             if idle:
                 raise ValueError(f"{', '.join(idle)}: of no effect, as no mixture is drawn from speech")
+        longest = self.mixing.segment_seconds
+        if self.optimization.long_every and self.data.train_on == "mixtures":
+            raise ValueError("optimization.long_every is for mixtures that are drawn from speech")
+        if self.optimization.long_every and self.optimization.long_seconds[0] <= longest:
+            raise ValueError(
+                f"optimization.long_seconds must lie above mixing.segment_seconds, {longest}, "
+                f"got {self.optimization.long_seconds}"
+            )
         if self.n_logged_mixtures < 0:
             raise ValueError(f"n_logged_mixtures must not be negative, got {self.n_logged_mixtures}")
         if self.fourier_filters and self.family != "sepreformer":

@@ -24,7 +24,8 @@ SPEECH_CACHE_FOLDER = "speech-cache"
 
 CURVE_COLUMNS = (
     "step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
-    "valid_si_snr_improvement_db", "best_db", "audio_seconds_per_second", "steps_per_second",
+    "valid_si_snr_improvement_db", "held_out_si_snr_improvement_db", "wrong_turns", "best_db",
+    "audio_seconds_per_second", "steps_per_second",
 )  # fmt: skip
 
 
