@@ -18,7 +18,7 @@ ABSENT_LIMIT_DB = 30.0
 Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021."""
 
 _SILENT_POWER = 1e-18
-"""Of estimates that are all silent; its square, which the gradient divides by, is not zero in float32 either."""
+"""Of estimates that are all silent; its square, which the gradient divides by, is not zero either."""
 
 
 def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = 0.0) -> Tensor:
