@@ -39,6 +39,7 @@ from flasepformer.training.examples import (
 )
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
+from flasepformer.training.precision import resolve_precision
 from flasepformer.training.recipe import NEEDS_EXTRA, OptimizationConfig, Recipe, save_recipe
 from flasepformer.training.run_folder import (
     CHECKPOINT_FILE,
@@ -91,13 +92,15 @@ def train(
     """
     run_folder = RunFolder(folder)
     with run_folder.unmade_if_refused():
-        accelerator = _accelerator(recipe, run_folder.path)
+        accelerator, measured = _accelerator(recipe, run_folder.path)
         state = run_folder.load_checkpoint() if resume else None
         if not resume and run_folder.checkpoint is not None:
             raise TrainingError(f"{folder} holds a run already; resume it or choose another folder")
         progress = _Progress.restored(state["progress"]) if state else _Progress()
+        if accelerator.is_main_process and measured:
+            print(measured, file=sys.stderr)
         progress.seconds_heard = progress.seconds_heard or progress.n_heard * recipe.mixing.segment_seconds
-        parts = _build(recipe, accelerator.device, state)
+        parts = _build(recipe, accelerator, state)
         if end := _end(recipe.optimization, progress):
             if accelerator.is_main_process:
                 print(f"nothing to do: the run {end}", file=sys.stderr)
@@ -589,7 +592,8 @@ class _Run:
             self.folder.remove_candidates(except_steps=[step for _, step in self.progress.candidates])
 
 
-def _accelerator(recipe: Recipe, folder: Path) -> Any:
+def _accelerator(recipe: Recipe, folder: Path) -> tuple[Any, str]:
+    """Return what the processes have in common, and what was measured to decide on the precision."""
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
@@ -600,10 +604,12 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
     n_processes = int(os.environ.get("WORLD_SIZE", 1))
     has_gpu = torch.cuda.is_available()
+    # Each process measures for itself, and on one machine they find the same, but for a tie.
+    precision, measured = resolve_precision(settings.precision, torch.device("cuda" if has_gpu else "cpu"))
     start_anew = "start them with torchrun, or unset WORLD_SIZE"
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision,
+            mixed_precision=precision,
             log_with="tensorboard",
             project_dir=str(folder),
             kwargs_handlers=[idle_heads],
@@ -621,17 +627,19 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
             f"WORLD_SIZE says that there are {n_processes} processes, but {accelerator.num_processes} found "
             f"together, and each would train a run of its own into {folder}; {start_anew}"
         )
-    return accelerator
+    return accelerator, measured
 
 
 _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
 
 
-def _build(recipe: Recipe, device: torch.device, state: dict[str, Any] | None) -> _Parts:
+def _build(recipe: Recipe, accelerator: Any, state: dict[str, Any] | None) -> _Parts:
     """Return the network, its running average and its optimizers, as they were at that state, or new."""
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe).to(device)
-    optimizers = build_optimizers(model, recipe.optimization)
+    model = _initial_model(recipe).to(accelerator.device)
+    emulated = recipe.optimization.precision == "auto" and accelerator.mixed_precision == "no"
+    dtype = torch.float32 if emulated else torch.bfloat16
+    optimizers = build_optimizers(model, recipe.optimization, dtype)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
     )
