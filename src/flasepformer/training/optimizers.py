@@ -36,7 +36,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Any = None) -> Any:
         """Take a step."""
         if self.dtype == torch.bfloat16:
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
