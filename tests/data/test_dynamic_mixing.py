@@ -412,7 +412,7 @@ def test_a_segment_of_another_length_depends_on_seed_index_and_length_only(store
 
 
 def test_no_conversation_is_wholly_silent(store):
-    examples = conversing(store, turn_pause_seconds=(5.0, 10.0))
+    examples = conversing(store, turn_pause_seconds=(5.0, 10.0), absent_probability=0.5)
     assert min(examples.example(index)[0].abs().max().item() for index in range(100)) > 0
 
 

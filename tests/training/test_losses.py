@@ -123,3 +123,11 @@ def test_a_talker_with_one_turn_in_long_silence_gives_a_finite_gradient():
     (gradient,) = torch.autograd.grad(loss, estimates)
     assert loss.item() == pytest.approx(-30.0, abs=1e-2)
     assert gradient.isfinite().all()
+
+
+def test_a_silent_mixture_with_silent_estimates_gives_a_finite_gradient():
+    estimates = torch.zeros(1, 2, 8000, requires_grad=True)
+    loss = si_snr_loss(estimates, torch.zeros(1, 2, 8000), limit_db=30.0)
+    (gradient,) = torch.autograd.grad(loss, estimates)
+    assert loss.item() == pytest.approx(-30.0, abs=1e-3)
+    assert gradient.isfinite().all()

@@ -219,7 +219,7 @@ class DynamicMixing:
                 sources[talker] = speech
             for turn in own:
                 sources[talker, turn.start : turn.stop], speech = np.split(speech, [turn.stop - turn.start])
-        if config.absent_probability and rng.random() < config.absent_probability:
+        if not converse and config.absent_probability and rng.random() < config.absent_probability:
             sources[np.arange(config.n_sources) != rng.integers(config.n_sources)] = 0
         return sources
 

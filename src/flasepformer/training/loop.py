@@ -106,7 +106,7 @@ def _train(
             raise TrainingError(f"{run_folder.path} holds a run already; resume it or choose another folder")
         progress = _Progress.restored(state["progress"]) if state else _Progress()
         progress.seconds_heard = progress.seconds_heard or progress.n_heard * recipe.mixing.segment_seconds
-        parts = _build(recipe, accelerator.device, state)
+        parts = _build(recipe, accelerator, state)
         if end := _end(recipe.optimization, progress):
             if accelerator.is_main_process:
                 print(f"nothing to do: the run {end}", file=sys.stderr)
@@ -599,11 +599,13 @@ class _Run:
 _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
 
 
-def _build(recipe: Recipe, device: torch.device, state: dict[str, Any] | None) -> _Parts:
+def _build(recipe: Recipe, accelerator: Any, state: dict[str, Any] | None) -> _Parts:
     """Return the network, its running average and its optimizers, as they were at that state, or new."""
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe).to(device)
-    optimizers = build_optimizers(model, recipe.optimization)
+    model = _initial_model(recipe).to(accelerator.device)
+    emulated = recipe.optimization.precision == "auto" and accelerator.mixed_precision == "no"
+    dtype = torch.float32 if emulated else torch.bfloat16
+    optimizers = build_optimizers(model, recipe.optimization, dtype)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
     )

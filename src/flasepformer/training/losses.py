@@ -17,6 +17,9 @@ ABSENT_LIMIT_DB = 30.0
 """An estimate of an absent talker that is so far below the others earns little more; a soft threshold, as in
 Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021."""
 
+_SILENT_POWER = 1e-18
+"""Of estimates that are all silent; its square, which the gradient divides by, is not zero either."""
+
 
 def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = 0.0) -> Tensor:
     """Return minus the mean SI-SNR under the best permutation of each mixture (PIT), in dB.
@@ -95,7 +98,7 @@ def _is_silent(sources: Tensor) -> Tensor:
 def _attenuation(estimates: Tensor) -> Tensor:
     """Return how far each estimate is below all of them together, in dB up to the limit: (batch, source)."""
     power = estimates.square().mean(-1)
-    total = power.sum(-1, keepdim=True) + torch.finfo(power.dtype).tiny
+    total = power.sum(-1, keepdim=True) + _SILENT_POWER
     return -10 * (power / total + 10 ** (-ABSENT_LIMIT_DB / 10)).log10()
 
 

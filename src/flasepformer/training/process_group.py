@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from flasepformer.training.precision import resolve_precision
 from flasepformer.training.recipe import NEEDS_EXTRA, Recipe
 from flasepformer.training.run_folder import RunFolder, TrainingError
 
@@ -61,10 +63,12 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
     n_processes = int(os.environ.get("WORLD_SIZE", 1))
     has_gpu = torch.cuda.is_available()
+    # Each process measures for itself, and on one machine they find the same, but for a tie.
+    precision, measured = resolve_precision(settings.precision, torch.device("cuda" if has_gpu else "cpu"))
     start_anew = "start them with torchrun, or unset WORLD_SIZE"
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision,
+            mixed_precision=precision,
             log_with="tensorboard",
             project_dir=str(folder),
             kwargs_handlers=[idle_heads],
@@ -82,4 +86,6 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
             f"WORLD_SIZE says that there are {n_processes} processes, but {accelerator.num_processes} found "
             f"together, and each would train a run of its own into {folder}; {start_anew}"
         )
+    if measured and accelerator.is_main_process:
+        print(measured, file=sys.stderr)
     return accelerator
