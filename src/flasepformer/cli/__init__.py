@@ -16,6 +16,7 @@ from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
 from flasepformer.cli.convert import convert
 from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
 from flasepformer.cli.prepare import prepare
@@ -33,7 +34,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (separate, models, convert, prepare, mixtures, train, evaluate, compare, report, benchmark):
+for command in (
+    separate,
+    models,
+    convert,
+    prepare,
+    mixtures,
+    train,
+    evaluate,
+    measure,
+    compare,
+    report,
+    benchmark,
+):
     app.command()(command)
 
 

@@ -1,7 +1,8 @@
 """How well models separate mixtures whose sources are known.
 
 `evaluate` scores a model: one row for each mixture, then the summary. `compare` takes two such tables of the
-same mixtures. `write_report` makes a page of one or several, with sounds and pictures.
+same mixtures. `measure` scores models in all conditions of a model card.
+`write_report` makes a page of one or several evaluations, with sounds and pictures.
 """
 
 from flasepformer.evaluation.comparison import (
@@ -12,8 +13,10 @@ from flasepformer.evaluation.comparison import (
     scatter_plot,
     write_comparison,
 )
+from flasepformer.evaluation.conditions import CONDITIONS, MeasuredSpeech
 from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.examples import Example, choose_examples, make_examples
+from flasepformer.evaluation.measuring import measure
 from flasepformer.evaluation.provenance import describe_set, versions, weights_digest
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
@@ -24,12 +27,14 @@ from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import EvaluationResult, Summary
 
 __all__ = [
+    "CONDITIONS",
     "EXTRA_METRICS",
     "METRICS",
     "Difference",
     "EvaluationResult",
     "EvaluationRow",
     "Example",
+    "MeasuredSpeech",
     "Metric",
     "StoredResult",
     "Summary",
@@ -45,6 +50,7 @@ __all__ = [
     "label_run",
     "load_result",
     "make_examples",
+    "measure",
     "read_scores",
     "scatter_plot",
     "score_estimates",
