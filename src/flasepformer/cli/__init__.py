@@ -15,6 +15,7 @@ import flasepformer
 from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
 from flasepformer.cli.convert import convert
+from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
@@ -33,7 +34,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (separate, models, convert, prepare, mixtures, train, evaluate, compare, report, benchmark):
+for command in (
+    separate,
+    models,
+    download,
+    convert,
+    prepare,
+    mixtures,
+    train,
+    evaluate,
+    compare,
+    report,
+    benchmark,
+):
     app.command()(command)
 
 
