@@ -52,7 +52,7 @@ def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool =
             print_message(f"  trained on: {model.data}")
             print_message(f"  cite: {model.citation}")
         if not accepted and _is_terminal():
-            accept_licence = typer.confirm("Do you accept this licence?", err=True)
+            accept_licence = _ask("Do you accept this licence? [y/N] ")
     shows_bar = not quiet and sys.stderr is not None and sys.stderr.isatty()
     with tqdm(disable=not shows_bar, unit="B", unit_scale=True, desc=model.name, leave=False) as bar:
 
@@ -66,6 +66,13 @@ def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool =
             progress=show,
             notify=lambda text: print_message(f"note: {text}"),
         )
+
+
+def _ask(question: str) -> bool:
+    """Ask on stderr alone: stdout may be a track, or JSON."""
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _is_terminal() -> bool:
