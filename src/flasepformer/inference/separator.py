@@ -449,6 +449,11 @@ class Separator:
         if sample_rate > self.sample_rate:
             top = self.sample_rate // 2
             notes.append(f"the model works at {self.sample_rate} Hz: the tracks hold nothing above {top} Hz")
+        if sample_rate < 0.9 * self.sample_rate:
+            known["warnings"] += (
+                f"at {sample_rate} Hz the recording holds nothing above {sample_rate // 2} Hz, but the model "
+                f"learned from speech up to {self.sample_rate // 2} Hz: expect less of it",
+            )
         silent = tuple(silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK))
         level = talking_rms(model_mixture, self.sample_rate // 10) / MODEL_RMS
         model_mixture /= np.float32(level)
