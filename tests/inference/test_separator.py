@@ -227,6 +227,14 @@ def test_a_file_becomes_tracks_and_a_report(separator, voices, tmp_path):
     assert steps[-1] == ("done", 1.0)
 
 
+def test_a_recording_with_less_than_the_model_learned_from_is_warned_of(separator):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4000)
+    with pytest.warns(
+        UserWarning, match="at 4000 Hz the recording holds nothing above 2000 Hz, but the model"
+    ):
+        separator.separate(noise, 4000)
+
+
 def test_files_that_exist_are_kept_unless_told_otherwise(separator, voices, tmp_path):
     soundfile.write(tmp_path / "talk.wav", voices(4000), 8000)
     paths = separator.separate_file(tmp_path / "talk.wav", tmp_path)

@@ -15,6 +15,7 @@ import flasepformer
 from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
 from flasepformer.cli.convert import convert
+from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (
     separate,
     models,
+    download,
     convert,
     prepare,
     mixtures,

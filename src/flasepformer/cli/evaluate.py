@@ -13,9 +13,11 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result
 from flasepformer.cli.places import check_place
+from flasepformer.cli.published import AcceptLicence, obtain_published
 
 if TYPE_CHECKING:
-    from flasepformer.evaluation import EvaluationResult, Summary
+    from flasepformer.data import MixtureSet
+    from flasepformer.evaluation import EvaluationResult, Reproduction, Summary
     from flasepformer.inference import RunOptions, Separator
 
 JOURNAL_FILE = "scores.partial.jsonl"
@@ -70,6 +72,7 @@ def evaluate(
     mix_dir: Annotated[
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
+    accept_licence: AcceptLicence = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
     ] = "auto",
@@ -104,7 +107,10 @@ def evaluate(
     from flasepformer.models import CheckpointError
 
     try:
-        result, table = _score(name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite)
+        obtain_published(name, accept_licence=accept_licence)
+        result, table, reproduced = _score(
+            name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite
+        )
     except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
@@ -121,11 +127,14 @@ def evaluate(
     for note, n_mixtures in result.notes.items():
         print_message(f"note: {note}; n/a in {n_mixtures} of {len(result.rows)} mixtures")
     if as_json:
-        content = {"separation": describe_run(run_options), **result.as_dict()}
+        content = {"separation": describe_run(run_options), "published": reproduced, **result.as_dict()}
         print_result(json.dumps(content, indent=2))
     else:
         for line in _table(result):
             print_result(line)
+        if reproduced is not None:
+            for line in _beside(reproduced):
+                print_result(line)
         if way := label_run(describe_run(run_options)):
             print_result(f"mode: {way}")
         print_result(str(table))
@@ -165,8 +174,8 @@ def _score(
     mix_dir: str | None,
     device: str,
     overwrite: bool,
-) -> tuple["EvaluationResult", Path]:
-    """Evaluate and write the results; return them with the path of the table."""
+) -> tuple["EvaluationResult", Path, dict[str, Any] | None]:
+    """Evaluate and write the results; return them, the path of the table, and what was published."""
     from flasepformer.data import open_mixtures
     from flasepformer.evaluation import check_metrics, describe_run, describe_set, versions, weights_digest
     from flasepformer.evaluation import evaluate as score
@@ -185,10 +194,12 @@ def _score(
         separator, mixtures, metrics=metrics, limit=limit, run_options=run_options, jobs=jobs,
         journal=journal, progress=True,
     )  # fmt: skip
+    reproduced = _published(name, mixtures, result)
     table, _ = result.write(
         out,
         model={**separator.description, "weights_sha256": weights_digest(separator.model)},
         separation=describe_run(run_options),
+        published=reproduced,
         mixtures=str(path),
         set={**describe_set(mixtures, path), "mix_dir": mix_dir, "limit": limit},
         command=shlex.join(["flasepformer", *sys.argv[1:]]),
@@ -196,7 +207,41 @@ def _score(
         device=str(separator.device),
     )
     journal.unlink()
-    return result, table
+    return result, table, reproduced
+
+
+def _published(name: str, mixtures: "MixtureSet", result: "EvaluationResult") -> dict[str, Any] | None:
+    """Return our scores beside those that were published for this model and set; None if none were."""
+    from flasepformer.evaluation import compare_with_published, find_published_score, n_published_mixtures
+    from flasepformer.models import find_published
+
+    model = find_published(name)
+    score = find_published_score(model.scores, mixtures) if model else None
+    if model is None or score is None:
+        return None
+    n_published = n_published_mixtures(score)
+    if len(result.rows) != n_published:
+        print_message(f"note: the published score is the mean over {n_published:,} mixtures, this over "
+                      f"{len(result.rows):,}")  # fmt: skip
+    rows = compare_with_published(score, result.summary())
+    return {
+        "model": model.name, "set": score.set, "task": score.task, "split": score.split,
+        "n_mixtures": n_published, "scores": {row.metric: _as_dict(row) for row in rows},
+    }  # fmt: skip
+
+
+def _as_dict(row: "Reproduction") -> dict[str, float]:
+    return {"here": row.here, "published": row.published, "difference": row.difference}
+
+
+def _beside(reproduced: dict[str, Any]) -> list[str]:
+    """Return the table of our scores beside the published ones."""
+    where = f"{reproduced['set']} {reproduced['task']}, {reproduced['split']}"
+    rows = [[where, "HERE", "PUBLISHED", "DIFFERENCE"]]
+    for metric, scores in reproduced["scores"].items():
+        values = f"{scores['here']:.2f}", f"{scores['published']:.1f}", f"{scores['difference']:+.2f}"
+        rows.append([f"{metric} (dB)", *values])
+    return ["", *aligned(rows), ""]
 
 
 def load_separator(name: str, device: str) -> "Separator":

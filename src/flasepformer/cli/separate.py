@@ -14,6 +14,7 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result, write_bytes
 from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
+from flasepformer.cli.published import AcceptLicence, obtain_published
 
 if TYPE_CHECKING:
     from flasepformer.inference import FileOptions, Progress, RunOptions, Separator
@@ -33,6 +34,7 @@ def separate(
     model: Annotated[
         str, typer.Option(help="Name or checkpoint of the model; see `flasepformer models`.")
     ] = "default",
+    accept_licence: AcceptLicence = False,
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
     ] = "auto",
@@ -107,6 +109,7 @@ def separate(
         if out == STDOUT and len(jobs) + len(failures) != 1:
             raise typer.BadParameter("standard output takes one track, so give one recording")
         run = _Run(options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
+        run.accept_licence = accept_licence
         for path, reason in failures:
             run.fail(path, reason)
         run.separate(jobs, folder, model, device)
@@ -149,6 +152,7 @@ class _Run:
         self.run_options = run_options
         self.quiet = quiet
         self.prints_tracks = prints_tracks
+        self.accept_licence = False
         self.results: list[dict[str, Any]] = []
         self.error: str | None = None
         self.exit_code = 0
@@ -171,6 +175,7 @@ class _Run:
         try:
             with growing_folder(folder):  # before the model is loaded: can anything be written there?
                 pass
+            obtain_published(model, accept_licence=self.accept_licence, quiet=self.quiet)
             with warnings.catch_warnings(record=True) as cautions:
                 warnings.simplefilter("always")
                 try:

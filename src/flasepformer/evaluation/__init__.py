@@ -18,6 +18,12 @@ from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.examples import Example, choose_examples, make_examples
 from flasepformer.evaluation.measuring import measure
 from flasepformer.evaluation.provenance import describe_set, versions, weights_digest
+from flasepformer.evaluation.published_scores import (
+    Reproduction,
+    compare_with_published,
+    find_published_score,
+    n_published_mixtures,
+)
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
@@ -36,6 +42,7 @@ __all__ = [
     "Example",
     "MeasuredSpeech",
     "Metric",
+    "Reproduction",
     "StoredResult",
     "Summary",
     "bootstrap_interval",
@@ -43,14 +50,17 @@ __all__ = [
     "check_same_sets",
     "choose_examples",
     "compare",
+    "compare_with_published",
     "comparison_as_dict",
     "describe_run",
     "describe_set",
     "evaluate",
+    "find_published_score",
     "label_run",
     "load_result",
     "make_examples",
     "measure",
+    "n_published_mixtures",
     "read_scores",
     "scatter_plot",
     "score_estimates",

@@ -253,6 +253,7 @@ class Separator:
         self.description: dict[str, Any] = {
             "name": info.name if info else type(model).__name__,
             "licence": info.licence if info else "",
+            **{key: value for key in ("data", "citation", "source") if (value := getattr(info, key, ""))},
             "sample_rate": self.sample_rate,
             "n_sources": self.n_sources,
         }
@@ -262,6 +263,8 @@ class Separator:
         cls,
         name_or_path: str | Path | None = None,
         device: str | torch.device = "auto",
+        *,
+        accept_licence: bool = False,
         **options: Unpack[RunOptions],
     ) -> "Separator":
         """Load a model: the trained one of the package, or another by name or path as in `load_model`.
@@ -269,6 +272,8 @@ class Separator:
         Args:
             name_or_path: Of the model.
             device: See `pick_device`.
+            accept_licence: Whether a licence that forbids commercial use is accepted, where published weights
+                have to be fetched.
             **options: How long recordings go through the model; see `RunOptions`.
 
         Raises:
@@ -277,7 +282,7 @@ class Separator:
             ValueError: An option makes no sense.
         """
         name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
-        model, info = load_described_model(name_or_path)
+        model, info = load_described_model(name_or_path, accept_licence=accept_licence)
         if not info.trained:
             warnings.warn(
                 f"{info.name} has random weights, so its tracks hold nothing but noise; train it first, or "
@@ -444,6 +449,11 @@ class Separator:
         if sample_rate > self.sample_rate:
             top = self.sample_rate // 2
             notes.append(f"the model works at {self.sample_rate} Hz: the tracks hold nothing above {top} Hz")
+        if sample_rate < 0.9 * self.sample_rate:
+            known["warnings"] += (
+                f"at {sample_rate} Hz the recording holds nothing above {sample_rate // 2} Hz, but the model "
+                f"learned from speech up to {self.sample_rate // 2} Hz: expect less of it",
+            )
         silent = tuple(silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK))
         level = talking_rms(model_mixture, self.sample_rate // 10) / MODEL_RMS
         model_mixture /= np.float32(level)

@@ -3,3 +3,7 @@
 
 class CheckpointError(ValueError):
     """A checkpoint that is refused; the message says what was expected and what came."""
+
+
+class FetchError(CheckpointError):
+    """A file could not be had; the message says why, in one line."""
