@@ -67,12 +67,13 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool
 
     Args:
         name_or_path: "default" for the trained model of the package; a registry name such as
-            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it, ours or a published one (FLASepformer on ModelScope,
-            SepReformer, TF-Locoformer in ESPnet); or a model of ours on the Hugging Face Hub,
-            "hf://owner/name" or "hf://owner/name@revision" ("hf://" may be left out where there is no folder
-            `owner`), which `download_model` fetches once; or weights that others have published, by a name or
-            alias that `published_models` lists, such as "tflocoformer-m-libri2mix" or "best" (unless a file
-            or folder here is called so), which `obtain` fetches once.
+            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
+            ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
+            model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
+            may be left out where there is no folder `owner`), which `download_model` fetches once; or weights
+            that others have published, by a name or alias that `published_models` lists, such as
+            "tflocoformer-m-libri2mix" or "best" (unless a file or folder here is called so), which `obtain`
+            fetches once.
         accept_licence: Whether a licence that forbids commercial use is accepted, where weights have to be
             fetched; see `obtain`.
 
