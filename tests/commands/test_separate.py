@@ -21,7 +21,7 @@ from tests.processes import start_command
 from typer.testing import CliRunner
 
 from flasepformer.cli import app, main
-from flasepformer.inference import Separator
+from flasepformer.inference import Separator, weights_digest
 from flasepformer.inference.estimates import need_beside_frames
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
@@ -137,7 +137,8 @@ def test_json_is_one_object_with_a_result_for_every_input(run, model, tmp_path):
     }
     assert done["status"] == "done"
     assert done["tracks"] == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
-    assert done["model"] == {"name": str(model), "licence": "CC0-1.0", "sample_rate": 8000, "n_sources": 2}
+    known = {"name": str(model), "licence": "CC0-1.0", "sample_rate": 8000, "n_sources": 2}
+    assert done["model"] == {**known, "weights_sha256": weights_digest(load_model(model))}
     assert done["seconds"] == 0.5
     assert "error: " in stderr
 
@@ -182,7 +183,9 @@ def test_a_folder_keeps_its_shape_and_is_done_once(run, tmp_path):  # rows 2, 43
         tmp_path / "in", "--out", out
     )  # its own tracks are no input, and a.wav is done
     assert code == 0
-    assert stdout.splitlines() == [str(out / "deep" / "er" / f"b_speaker{index}.wav") for index in (1, 2)]
+    assert stdout.splitlines() == [  # the skipped one is done, too
+        str(out / f"{stem}_speaker{index}.wav") for stem in ("a", "deep/er/b") for index in (1, 2)
+    ]
     assert names(out) == outputs("a", "deep/er/b")
     assert f"skipped: {tmp_path / 'in' / 'a.wav'}: " in stderr
     assert "1 done, 1 skipped, 0 failed" in stderr
@@ -203,8 +206,10 @@ def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     track = tmp_path / "out" / "talk_speaker1.wav"
     track.write_bytes(b"precious")
     code, stdout, stderr = run(*arguments)
-    assert (code, stdout) == (0, "")
-    assert "exist; overwrite them, or add a suffix" in stderr
+    assert code == 0
+    assert stdout.splitlines() == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
+    assert "skipped: " in stderr
+    assert "exist" in stderr
     assert run(*arguments, "--suffix", "_again")[0] == 0
     assert track.read_bytes() == b"precious"
     assert names(tmp_path / "out") == outputs("talk", "talk_again")
@@ -214,6 +219,52 @@ def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     code, _, stderr = run(*arguments)
     assert code == 1
     assert "talk_speaker1.wav exists, but not all of talk_separation.json and its tracks" in stderr
+
+
+def test_another_recording_of_the_same_name_is_never_passed_over(run, model, tmp_path):  # row 43, issue 16
+    for seed, meeting in enumerate(("m1", "m2")):
+        record(tmp_path / meeting / "meeting.wav", seed=seed)
+    first, second = (tmp_path / meeting / "meeting.wav" for meeting in ("m1", "m2"))
+    out = ("--out", tmp_path / "out")
+    assert run(first, *out)[0] == 0
+    kept = (tmp_path / "out" / "meeting_speaker1.wav").read_bytes()
+    code, stdout, stderr = run(second, *out)
+    assert (code, stdout) == (1, "")
+    assert "it is of another recording" in stderr
+    for option, reason in {
+        "--mix-channels": "another mixing of channels: no, now yes",
+        "--mode=chunks": "another mode: auto, now chunks",
+        "--subtype=pcm16": "another subtype: auto, now pcm16",
+        "--channel=1": "another channel: none, now 1",
+    }.items():
+        code, _, stderr = run(first, *out, option)
+        assert (code, reason in stderr) == (1, True), stderr
+    torch.manual_seed(1)
+    save_model(SepReformer(load_model(model).config), tmp_path / "other")
+    code, _, stderr = run(first, *out, "--model", tmp_path / "other")
+    assert code == 1
+    assert "by another model" in stderr
+    assert (tmp_path / "out" / "meeting_speaker1.wav").read_bytes() == kept
+    first.write_bytes(second.read_bytes())  # recorded again
+    assert run(first, *out)[0] == 1
+    assert run(first, *out, "--overwrite")[0] == 0
+    code, stdout, _ = run(first, *out, "--memory", "4G", "--json")  # how much memory decides no sample here
+    summary = json.loads(stdout)
+    assert (code, summary["skipped"]) == (0, 1)
+    [result] = summary["results"]
+    assert result["tracks"] == [str(tmp_path / "out" / f"meeting_speaker{index}.wav") for index in (1, 2)]
+    assert result["seconds"] == 0.5
+
+
+def test_a_report_of_an_earlier_version_counts_as_of_something_else(run, tmp_path):  # row 43, issue 16
+    talk = record(tmp_path / "talk.wav")
+    run(talk, "--out", tmp_path / "out")
+    report = tmp_path / "out" / "talk_separation.json"
+    content = json.loads(report.read_text())
+    report.write_text(json.dumps({key: value for key, value in content.items() if key != "content"}))
+    code, _, stderr = run(talk, "--out", tmp_path / "out")
+    assert code == 1
+    assert "an earlier version wrote it, which does not say of which recording" in stderr
 
 
 def test_recordings_of_one_name_get_tracks_of_their_own(run, tmp_path):  # row 44
@@ -460,7 +511,7 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
     result = CliRunner().invoke(app, words, input=talk.read_bytes())
     assert result.exit_code == 0
     assert result.stdout_bytes == (tmp_path / "out" / "stdin_speaker2.wav").read_bytes()
-    code, _, stderr = run("-", "--out", tmp_path / "out", stdin=b"")
+    code, _, stderr = run("-", "--out", tmp_path / "out", stdin=talk.read_bytes())
     assert (code, "skipped" in stderr) == (0, True)
     code, _, stderr = run("-", "--out", tmp_path / "none", stdin=b"")
     assert (code, stderr.strip()) == (1, "error: -: empty file")
@@ -645,7 +696,7 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, stan
     arguments[1].unlink()
     record(arguments[1])
     code, stdout, stderr = run(*arguments)
-    assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 2, True)
+    assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 4, True)
     assert names(arguments[-1]) == outputs("a", "b")
 
 

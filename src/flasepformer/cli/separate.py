@@ -193,7 +193,13 @@ class _Run:
             print_message(f"error: {error}")
 
     def _separate_one(self, separator: "Separator", job: Job, tell: "Progress") -> None:
-        from flasepformer.inference import AlreadySeparated, NotEnoughMemory, OutputError, SeparationError
+        from flasepformer.inference import (
+            AlreadySeparated,
+            NotEnoughMemory,
+            OutputError,
+            SeparationError,
+            read_report,
+        )
 
         source: str | BinaryIO = job.source
         if source == STDIN:
@@ -211,8 +217,12 @@ class _Run:
             options: FileOptions = {**self.options, "name": job.name, "progress": tell, "notify": notify}
             report = separator.separate_file_with_report(source, job.folder, **options)
         except AlreadySeparated as error:
-            self.results.append({"input": job.source, "status": "skipped", "reason": str(error)})
+            tracks = [str(track) for track in error.tracks]
+            known = {**read_report(error.report), "input": job.source, "tracks": tracks}
+            self.results.append({**known, "status": "skipped", "reason": str(error)})
             self._note(f"skipped: {job.source}: {error}")
+            for track in tracks if self.prints_tracks else ():
+                print_result(track)
         except OutputError:
             raise
         except (OSError, ValueError, SeparationError) as error:

@@ -14,7 +14,7 @@ from flasepformer.evaluation.comparison import (
 )
 from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.examples import Example, choose_examples, make_examples
-from flasepformer.evaluation.provenance import describe_set, versions, weights_digest
+from flasepformer.evaluation.provenance import describe_set, versions
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
@@ -22,6 +22,7 @@ from flasepformer.evaluation.separating import describe_run, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import EvaluationResult, Summary
+from flasepformer.inference import weights_digest
 
 __all__ = [
     "EXTRA_METRICS",

@@ -8,6 +8,7 @@ what went wrong.
 
 from flasepformer.inference.devices import DeviceError, pick_device
 from flasepformer.inference.execution import RunOptions
+from flasepformer.inference.identity import read_report, weights_digest
 from flasepformer.inference.memory import parse_size
 from flasepformer.inference.outputs import AlreadySeparated, OutputError, growing_folder, portable_name
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
@@ -33,4 +34,6 @@ __all__ = [
     "parse_size",
     "pick_device",
     "portable_name",
+    "read_report",
+    "weights_digest",
 ]

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,10 +29,6 @@ class OutputError(OSError):
     """The tracks cannot be written: the folder, its permissions or the disk; the message says what to do."""
 
 
-class AlreadySeparated(FileExistsError):
-    """All the files that would be written are there, from an earlier run that was complete."""
-
-
 @dataclass(frozen=True)
 class Outputs:
     """The files that one separation leaves: one track per talker, and the report, put in place last."""
@@ -40,21 +36,42 @@ class Outputs:
     tracks: tuple[Path, ...]
     report: Path
 
-    def check_absent(self) -> None:
+    def check_absent(self, difference: Callable[[Path], str | None]) -> None:
         """Raise unless none of the files exists.
 
+        Args:
+            difference: Says of the report that is there what it was made of that is not the same now; None if
+                it is all the same.
+
         Raises:
-            AlreadySeparated: All exist.
-            FileExistsError: Some exist: an earlier run was cut off just then, or they are somebody else's.
+            AlreadySeparated: All exist, and are what would be made.
+            FileExistsError: They are of another separation; or only some exist: an earlier run was cut off
+                just then, or they are somebody else's.
         """
         there = [path for path in (*self.tracks, self.report) if os.path.lexists(path)]
-        if len(there) == len(self.tracks) + 1:
-            raise AlreadySeparated(f"{self.report} and its tracks exist; overwrite them, or add a suffix")
-        if there:
+        if not there:
+            return
+        ways = "overwrite them, add a suffix, or choose another folder"
+        if len(there) < len(self.tracks) + 1:
             raise FileExistsError(
-                f"{there[0]} exists, but not all of {self.report.name} and its tracks; "
-                "overwrite them, or add a suffix"
+                f"{there[0]} exists, but not all of {self.report.name} and its tracks; {ways}"
             )
+        if reason := difference(self.report):
+            raise FileExistsError(f"{self.report} and its tracks exist, but {reason}; {ways}")
+        raise AlreadySeparated(self)
+
+
+class AlreadySeparated(FileExistsError):
+    """The same recording has been separated already, by the same model with the same options.
+
+    Args:
+        outputs: What that run left.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__(f"{outputs.report} and its tracks exist")
+        self.tracks = outputs.tracks
+        self.report = outputs.report
 
 
 def portable_name(name: str) -> str:
@@ -101,7 +118,13 @@ def growing_folder(folder: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def publish(grown: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> None:
+def publish(
+    grown: Sequence[Path],
+    outputs: Outputs,
+    *,
+    overwrite: bool,
+    difference: Callable[[Path], str | None] = lambda report: None,
+) -> None:
     """Give the finished files their final names, report last; other runs into the same folder wait meanwhile.
 
     An interrupt takes effect when all are in place: a thread moves them, and signals reach the main one.
@@ -110,12 +133,13 @@ def publish(grown: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> None
         grown: The finished tracks and then the report, on the same file system as their final names.
         outputs: Their final names.
         overwrite: Replace what is there; otherwise raise as `Outputs.check_absent` does.
+        difference: See there.
     """
 
     def move() -> None:
         with _locked(outputs.report.parent):
             if not overwrite:
-                outputs.check_absent()
+                outputs.check_absent(difference)
             outputs.report.unlink(missing_ok=True)  # no report, no complete separation
             for source, target in zip(grown, (*outputs.tracks, outputs.report), strict=True):
                 source.replace(target)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
@@ -30,6 +31,7 @@ from flasepformer.audio import (
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
+from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
 from flasepformer.inference.memory import format_size
@@ -79,6 +81,8 @@ class SeparationReport:
 
     input: str
     """The recording, as it was named."""
+    content: dict[str, Any]
+    """Of the recording: its size in "bytes" and its "sha256"."""
     tracks: tuple[Path, ...]
     """One file per talker."""
     seconds: float
@@ -86,7 +90,9 @@ class SeparationReport:
     sample_rate: int
     """Of the tracks, in Hz."""
     model: dict[str, Any]
-    """Name, licence, sample rate and talkers of the model."""
+    """Name, licence, sample rate and talkers of the model, and "weights_sha256", a digest of its weights."""
+    options: dict[str, Any]
+    """What decides the tracks, of `RunOptions` and `FileOptions`."""
     device: str
     """Where the model ran."""
     real_time_factor: float
@@ -215,6 +221,15 @@ class FileOptions(TypedDict, total=False):
     it needs; they stand among the notes of the report, too."""
 
 
+_RUN_DEFAULTS: dict[str, Any] = {
+    "mode": "auto", "memory": None, "chunk_seconds": 30.0, "overlap_seconds": 5.0, "precision": "float32",
+}  # fmt: skip
+_FILE_DEFAULTS: dict[str, Any] = {
+    "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False
+}  # fmt: skip
+"""Of the options that decide what the tracks are."""
+
+
 def _tell_nobody(step: str, share: float) -> None:
     pass
 
@@ -246,6 +261,7 @@ class Separator:
         **options: Unpack[RunOptions],
     ) -> None:
         self._runner = ModelRunner(model, device, **options)
+        self._run_options = {**_RUN_DEFAULTS, **options}
         self.device = self._runner.device
         self.model = self._runner.model
         self.sample_rate = self._runner.sample_rate
@@ -316,7 +332,9 @@ class Separator:
     ) -> list[Path]:
         """Separate a file into `talk_speaker1.wav`, `talk_speaker2.wav` and a report, `talk_separation.json`.
 
-        All of them appear at once, when they are complete.
+        All of them appear at once, when they are complete. Files that exist are never passed over unless
+        their report says that they are the same: by size and digest of the recording, the weights and the
+        options.
 
         Args:
             source: The recording: any audio or video file, also a pipe or a binary stream.
@@ -328,7 +346,8 @@ class Separator:
 
         Raises:
             AudioError: The recording cannot be read.
-            AlreadySeparated: All outputs exist (a `FileExistsError`, as is raised when only some exist).
+            AlreadySeparated: The same has been done already; `tracks` has what is there.
+            FileExistsError: There are outputs of that name of something else, or not all of them.
             OutputError: The tracks cannot be written, or the disk has no room for temporary files.
             OSError: The recording is missing or may not be opened.
             ValueError: An option does not suit the recording or another option.
@@ -353,11 +372,20 @@ class Separator:
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
         outputs = plan_outputs(Path(out_folder), name, self.n_sources, form)
-        if not overwrite:
-            outputs.check_absent()
+        chosen = {
+            **self._run_options,
+            **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+        }
         with growing_folder(outputs.report.parent) as growing:
             tell("reading", 0.0)
             with as_regular_file(source) as path:
+                content = file_identity(path) if path.is_file() else {}  # else reading says what it is
+
+                def differs(report: Path) -> str | None:
+                    return difference(read_report(report), content, self._weights_sha256, chosen)
+
+                if not overwrite:
+                    outputs.check_absent(differs)
                 recording = read_audio(path, stream=options.get("stream"))
             started = time.perf_counter()
             heard = self._listen(
@@ -376,10 +404,12 @@ class Separator:
             doubtful = [join for join in separation.joins if join.doubtful]
             report = SeparationReport(
                 input=label,
+                content=content,
                 tracks=outputs.tracks,
                 seconds=seconds,
                 sample_rate=fit.sample_rate,
-                model=self.description,
+                model={**self.description, "weights_sha256": self._weights_sha256},
+                options=chosen,
                 device=separation.device,
                 real_time_factor=seconds_taken / seconds,
                 mode=separation.mode,
@@ -401,7 +431,7 @@ class Separator:
                     track = fit.track(separation, index)
                     write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
                 report.write(grown[-1])
-                publish(grown, outputs, overwrite=overwrite)
+                publish(grown, outputs, overwrite=overwrite, difference=differs)
             except FileExistsError:
                 raise
             except OSError as error:
@@ -411,6 +441,10 @@ class Separator:
                 ) from error
         tell("done", 1.0)
         return report
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        return weights_digest(self.model)
 
     def _listen(
         self,
