@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -677,13 +678,20 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     stdout, stderr = capfd.readouterr()
     assert end.value.code == 130
     assert len(stdout.splitlines()) == 2
-    assert stderr == "interrupted; the same command goes on from here\n"
+    again = f"the same command does what is missing, {arguments[1]} from its beginning"
+    assert stderr == f"interrupted; {again}\n"
     assert names(arguments[-1]) == outputs("a")
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
 
-def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, standstill, tmp_path):  # row 52
+def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
+    run, model, standstill, tmp_path, monkeypatch
+):  # row 52, issue 16
     arguments, wait = standstill
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     printed = tmp_path / "printed"
     printed.touch()
     process = start_command("separate", "--model", model, "--device", "cpu", *arguments, stdout=printed)
@@ -693,11 +701,17 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, stan
     assert process.exitcode == -signal.SIGKILL
     assert len(printed.read_text().splitlines()) == 2
     assert names(arguments[-1]) == outputs("a")
+    left = [*scratch.glob("flasepformer-*"), *arguments[-1].glob(".*")]
+    assert len(left) == 3  # the pipe's copy, the command's own folder, the tracks'
+    foreign = scratch / "flasepformer-scratch-of-mine.txt"
+    foreign.touch()
     arguments[1].unlink()
     record(arguments[1])
     code, stdout, stderr = run(*arguments)
     assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 4, True)
     assert names(arguments[-1]) == outputs("a", "b")
+    assert not any(map(os.path.exists, left))
+    assert [*scratch.glob("flasepformer-*")] == [foreign]
 
 
 def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path):  # row 67

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result, write_bytes
 from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
+from flasepformer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from flasepformer.inference import FileOptions, Progress, RunOptions, Separator
@@ -75,9 +75,10 @@ def separate(
 ) -> None:
     """Separate each recording into one file per talker, with a JSON report beside them.
 
-    Tracks that exist are kept, so the same command goes on where it was stopped. Long recordings need little
-    memory: what does not fit goes to temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all
-    done, 1 some inputs failed, 2 wrong usage, 3 no usable model, device, memory or disk, 130 interrupted.
+    Tracks that exist are kept, so the same command does what is missing; a recording that was interrupted
+    starts again. Long recordings need little memory: what does not fit goes to temporary files (in TMPDIR)
+    or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
+    device, memory or disk, 130 interrupted.
     """
     if (out == STDOUT) != (track is not None):
         raise typer.BadParameter("standard output takes one track: give --out - and --track together")
@@ -97,8 +98,8 @@ def separate(
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="flasepformer-") as scratch:
-        folder = Path(scratch if out == STDOUT else out)
+    with temporary_folder() as scratch:
+        folder = scratch if out == STDOUT else Path(out)
         jobs, failures = plan_jobs(paths, folder, recursive=recursive, suffix=suffix)
         if conflict := find_conflict(jobs, folder, format):
             raise typer.BadParameter(
@@ -151,6 +152,7 @@ class _Run:
         self.prints_tracks = prints_tracks
         self.results: list[dict[str, Any]] = []
         self.error: str | None = None
+        self.current: str | None = None
         self.exit_code = 0
 
     def separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
@@ -159,7 +161,9 @@ class _Run:
             if jobs:
                 self._separate(jobs, folder, model, device)
         except KeyboardInterrupt:
-            self.exit_code, self.error = 130, "interrupted; the same command goes on from here"
+            self.exit_code, self.error = 130, "interrupted; the same command does what is missing"
+            if self.current:
+                self.error += f", {self.current} from its beginning"
             print_message(self.error)
 
     def _separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
@@ -188,6 +192,7 @@ class _Run:
                         bar.update(index + share - bar.n)
 
                     self._separate_one(separator, job, tell)
+                    self.current = None
         except (CheckpointError, DeviceError, OutputError) as error:
             self.exit_code, self.error = 3, str(error)
             print_message(f"error: {error}")
@@ -208,6 +213,7 @@ class _Run:
                 return
             source = sys.stdin.buffer
         told: list[str] = []
+        self.current = job.source
 
         def notify(note: str) -> None:
             told.append(note)

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import BinaryIO
 
 from flasepformer.audio import AudioError
 from flasepformer.inference.outputs import explain_write_failure
+from flasepformer.temporary import temporary_folder
 
 MAX_PIPE_BYTES = 4 << 30
 """Most that is taken from a pipe: six hours of stereo at CD quality."""
@@ -55,8 +55,8 @@ def as_regular_file(source: str | Path | BinaryIO, *, limit: int = MAX_PIPE_BYTE
 @contextmanager
 def _copied(stream: BinaryIO, limit: int) -> Iterator[Path]:
     name = str(getattr(stream, "name", "stream"))
-    with tempfile.TemporaryDirectory(prefix="flasepformer-") as folder:
-        path, n_bytes = Path(folder, "stream"), 0
+    with temporary_folder() as folder:
+        path, n_bytes = folder / "stream", 0
         try:
             with path.open("wb") as copy:
                 while piece := stream.read(_PIECE):
@@ -65,7 +65,7 @@ def _copied(stream: BinaryIO, limit: int) -> Iterator[Path]:
                         raise AudioError(f"{name}: more than {limit / 1e9:g} GB; save it to a file first")
                     copy.write(piece)
         except OSError as error:
-            raise explain_write_failure(error, Path(folder), n_bytes) from error
+            raise explain_write_failure(error, folder, n_bytes) from error
         try:
             yield path
         except AudioError as error:

@@ -4,12 +4,13 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from flasepformer.temporary import temporary_folder
 
 try:
     import fcntl
@@ -105,17 +106,21 @@ def plan_outputs(folder: Path, name: str, n_tracks: int, extension: str) -> Outp
 def growing_folder(folder: Path) -> Iterator[Path]:
     """Make the output folder and, in it, a hidden folder of our own that is removed at the end.
 
+    Those of earlier runs that were killed are removed, too.
+
     Raises:
         OutputError: The folder cannot be made or written in.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        growing = tempfile.TemporaryDirectory(prefix=".flasepformer-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OutputError(f"cannot write in {folder}: {reason}; choose another folder with --out") from error
-    with growing as path:
-        yield Path(path)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            growing = stack.enter_context(temporary_folder(".flasepformer-", folder))
+        except OSError as error:
+            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise OutputError(
+                f"cannot write in {folder}: {reason}; choose another folder with --out"
+            ) from error
+        yield growing
 
 
 def publish(
