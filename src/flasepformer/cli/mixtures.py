@@ -1,6 +1,7 @@
 """`flasepformer mixtures`: mixtures drawn from recordings of single talkers, as a list or as audio files."""
 
 import errno
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +19,9 @@ _DEFAULT_COUNT = {"list": 500, "set": 500, "conversations": 10}
 def mixtures(
     speech: Annotated[
         Path,
-        typer.Argument(exists=True, help="Single-talker speech: a folder per speaker, or a CSV manifest."),
+        typer.Argument(
+            exists=True, help="Single-talker speech: a folder per speaker (of a --split), or a CSV manifest."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -81,7 +84,11 @@ def mixtures(
         )
     count = count or _DEFAULT_COUNT[kind]
     try:
-        utterances = read_utterances(speech, split)
+        with warnings.catch_warnings(record=True) as cautions:
+            warnings.simplefilter("always")
+            utterances = read_utterances(speech, split)
+        for caution in cautions:
+            print_message(f"warning: {caution.message}")
         if kind == "list":
             _write_list(utterances, count, seed, talkers, out or Path("mixtures.csv"), overwrite)
             return
