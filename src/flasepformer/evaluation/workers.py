@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from flasepformer.errors import FlasepformerError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _function: Callable[[Any], Any]  # what a worker process does, set once in each
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(FlasepformerError, RuntimeError):
     """The process that worked on an item was killed, most often for want of memory."""
 
 

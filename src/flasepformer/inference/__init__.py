@@ -10,7 +10,13 @@ from flasepformer.inference.devices import DeviceError, pick_device
 from flasepformer.inference.execution import RunOptions
 from flasepformer.inference.identity import read_report, weights_digest
 from flasepformer.inference.memory import parse_size
-from flasepformer.inference.outputs import AlreadySeparated, OutputError, growing_folder, portable_name
+from flasepformer.inference.outputs import (
+    AlreadySeparated,
+    OutputError,
+    OutputExists,
+    growing_folder,
+    portable_name,
+)
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.separator import (
     FileOptions,
@@ -25,6 +31,7 @@ __all__ = [
     "FileOptions",
     "NotEnoughMemory",
     "OutputError",
+    "OutputExists",
     "Progress",
     "RunOptions",
     "SeparationError",

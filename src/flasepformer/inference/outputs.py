@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flasepformer.errors import FlasepformerError
 from flasepformer.temporary import temporary_folder
 
 try:
@@ -26,7 +27,7 @@ _UNPORTABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-class OutputError(OSError):
+class OutputError(FlasepformerError, OSError):
     """The tracks cannot be written: the folder, its permissions or the disk; the message says what to do."""
 
 
@@ -46,7 +47,7 @@ class Outputs:
 
         Raises:
             AlreadySeparated: All exist, and are what would be made.
-            FileExistsError: They are of another separation; or only some exist: an earlier run was cut off
+            OutputExists: They are of another separation; or only some exist: an earlier run was cut off
                 just then, or they are somebody else's.
         """
         there = [path for path in (*self.tracks, self.report) if os.path.lexists(path)]
@@ -54,15 +55,17 @@ class Outputs:
             return
         ways = "overwrite them, add a suffix, or choose another folder"
         if len(there) < len(self.tracks) + 1:
-            raise FileExistsError(
-                f"{there[0]} exists, but not all of {self.report.name} and its tracks; {ways}"
-            )
+            raise OutputExists(f"{there[0]} exists, but not all of {self.report.name} and its tracks; {ways}")
         if reason := difference(self.report):
-            raise FileExistsError(f"{self.report} and its tracks exist, but {reason}; {ways}")
+            raise OutputExists(f"{self.report} and its tracks exist, but {reason}; {ways}")
         raise AlreadySeparated(self)
 
 
-class AlreadySeparated(FileExistsError):
+class OutputExists(FlasepformerError, FileExistsError):
+    """There are files of that name, and nobody asked to replace them."""
+
+
+class AlreadySeparated(OutputExists):
     """The same recording has been separated already, by the same model with the same options.
 
     Args:

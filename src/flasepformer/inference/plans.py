@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from flasepformer.errors import FlasepformerError
 from flasepformer.inference.estimates import (
     SAMPLE_BYTES,
     Need,
@@ -28,7 +29,7 @@ Mode = Literal["auto", "whole", "chunks"]
 Way = Literal["pieces", "whole", "chunks"]
 
 
-class SeparationError(RuntimeError):
+class SeparationError(FlasepformerError, RuntimeError):
     """The model gave no usable answer."""
 
 

@@ -28,6 +28,7 @@ from flasepformer.audio import (
     talkers_have_channels,
     write_audio,
 )
+from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
@@ -215,7 +216,8 @@ class FileOptions(TypedDict, total=False):
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
     progress: Progress
-    """Called at every step, and again and again while the model works."""
+    """Called at every step, and again and again while the model works. What it raises, such as
+    `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
     notify: Callable[[str], None]
     """Called with notes that a person should read before the model begins its work, such as the memory that
     it needs; they stand among the notes of the report, too."""
@@ -260,6 +262,11 @@ class Separator:
         info: ModelInfo | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
+        if not isinstance(model, nn.Module) or not hasattr(model, "sample_rate"):
+            raise InputError(
+                f"model must be a network of flasepformer.models, got {type(model).__name__}; "
+                "Separator.from_pretrained takes a name or a folder"
+            )
         self._runner = ModelRunner(model, device, **options)
         self._run_options = {**_RUN_DEFAULTS, **options}
         self.device = self._runner.device
@@ -302,29 +309,88 @@ class Separator:
             )
         return cls(model, device, info=info, **options)
 
-    def separate(self, waveform: Waveform, sample_rate: int) -> Waveform:
-        """Separate a recording held in memory.
+    def __repr__(self) -> str:
+        return (
+            f"Separator(model={self.description['name']!r}, device={str(self.device)!r}, "
+            f"sample_rate={self.sample_rate}, n_sources={self.n_sources})"
+        )
+
+    def separate(self, waveform: Waveform, sample_rate: int, *, progress: Progress | None = None) -> Waveform:
+        """Separate one recording held in memory; see `separate_batch` for several.
 
         Args:
             waveform: (time,) or (channel, time). Channels are mixed down, unless each of two carries a talker
                 of its own: then they are the tracks. Floating point, or integers, which count as PCM of
                 their full scale.
             sample_rate: In Hz.
+            progress: Called at every step, and again and again while the model works. What it raises, such as
+                `flasepformer.Cancelled`, ends the work.
 
         Returns:
             (source, time) at the same rate and of the same length, float32, of the kind of `waveform` and
             on its device. They sum to the mixture as well as they can, and are silent where it is silent.
 
         Raises:
-            ValueError: The waveform has another shape or kind, no samples, or some that are NaN or infinite.
+            InputError: The waveform has another shape or kind, no samples, or some that are NaN or infinite.
             SeparationError: The model gave no usable answer, or (`NotEnoughMemory`) could not give one.
             OutputError: The disk has no room for what the memory does not hold.
         """
-        heard = self._listen(_as_samples(waveform), _checked_rate(sample_rate))
-        separation = self._separate(heard)
+        rate, samples = _checked_rate(sample_rate), _as_samples(waveform)
+        if _looks_like_a_batch(samples, rate):
+            warnings.warn(
+                f"the {len(samples)} rows of the waveform have nothing in common, as if they were recordings "
+                "and not channels of one; separate_batch separates recordings one by one",
+                stacklevel=2,
+            )
+        return self._separate_array(waveform, samples, rate, progress or _tell_nobody)
+
+    def separate_batch(
+        self, waveforms: Waveform, sample_rate: int, *, progress: Progress | None = None
+    ) -> Waveform:
+        """Separate recordings of one length, each by itself, as if `separate` were called for each.
+
+        Args:
+            waveforms: (batch, time), or (batch, channel, time); see `separate` for the samples.
+            sample_rate: In Hz, of all.
+            progress: See `separate`; the share is that of the whole batch.
+
+        Returns:
+            (batch, source, time), of the kind of `waveforms` and on its device.
+
+        Raises:
+            InputError: As `separate` does, or the batch is empty.
+            SeparationError: See `separate`.
+            OutputError: See `separate`.
+        """
+        rate = _checked_rate(sample_rate)
+        if (
+            not isinstance(waveforms, (np.ndarray, Tensor))
+            or waveforms.ndim not in (2, 3)
+            or not len(waveforms)
+        ):
+            shape = getattr(waveforms, "shape", None)
+            came = type(waveforms).__name__ if shape is None else tuple(shape)
+            raise InputError(f"waveforms must be (batch, time) or (batch, channel, time), got {came}")
+        tell, n_waveforms = progress or _tell_nobody, len(waveforms)
+        tracks: list[Any] = []
+        for index, waveform in enumerate(waveforms):
+
+            def tell_batch(step: str, share: float, n_done: int = index) -> None:
+                tell(step, (n_done + share) / n_waveforms)
+
+            tracks.append(self._separate_array(waveform, _as_samples(waveform), rate, tell_batch))
+        return torch.stack(tracks) if isinstance(waveforms, Tensor) else np.stack(tracks)
+
+    def _separate_array(
+        self, waveform: Waveform, samples: NDArray[np.float32], rate: int, tell: Progress
+    ) -> Waveform:
+        heard = self._listen(samples, rate, tell)
+        separation = self._separate(heard, tell)
         for message in heard.warnings + separation.warnings:
-            warnings.warn(message, stacklevel=2)
+            hint = "; if they are two recordings, use separate_batch" if message == SEPARATE_CHANNELS else ""
+            warnings.warn(message + hint, stacklevel=3)
         tracks = np.stack([separation.track(index) for index in range(self.n_sources)])
+        tell("done", 1.0)
         return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
 
     def separate_file(
@@ -347,7 +413,7 @@ class Separator:
         Raises:
             AudioError: The recording cannot be read.
             AlreadySeparated: The same has been done already; `tracks` has what is there.
-            FileExistsError: There are outputs of that name of something else, or not all of them.
+            OutputExists: There are outputs of that name of something else, or not all of them.
             OutputError: The tracks cannot be written, or the disk has no room for temporary files.
             OSError: The recording is missing or may not be opened.
             ValueError: An option does not suit the recording or another option.
@@ -359,6 +425,13 @@ class Separator:
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
     ) -> SeparationReport:
         """Do as `separate_file` does, and return what was done."""
+        if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
+            raise InputError(
+                f"source must be a path or a binary stream, got {type(source).__name__}; "
+                "Separator.separate takes samples"
+            )
+        if not isinstance(out_folder, (str, os.PathLike)) or not str(out_folder):
+            raise InputError(f"out_folder must be the path of a folder, got {out_folder!r}")
         tell = options.get("progress", _tell_nobody)
         overwrite = options.get("overwrite", False)
         form, subtype = options.get("format", "wav"), options.get("subtype", "auto")
@@ -366,7 +439,7 @@ class Separator:
             "auto",
             *WRITABLE_FORMATS[form].subtypes,
         ):
-            raise ValueError(
+            raise InputError(
                 f"cannot write {form} files with {subtype} samples; see flasepformer.inference.FileOptions"
             )
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
@@ -457,7 +530,7 @@ class Separator:
         n_samples = samples.shape[-1]
         peak = _peak(samples)
         if peak > MAX_PEAK:
-            raise ValueError(
+            raise InputError(
                 f"samples must not exceed {MAX_PEAK:g}, got {peak:.3g}; scale the waveform first"
             )
         tell("preparing", 0.05)
@@ -563,8 +636,10 @@ def _times(seconds: list[float]) -> str:
 
 
 def _checked_rate(sample_rate: float) -> int:
+    if not isinstance(sample_rate, (int, float, np.integer, np.floating)):
+        raise InputError(f"sample_rate must be a number of Hz, got {sample_rate!r}")
     if not MIN_SAMPLE_RATE <= sample_rate < math.inf or sample_rate != int(sample_rate):
-        raise ValueError(
+        raise InputError(
             f"sample_rate must be a whole number of at least {MIN_SAMPLE_RATE} Hz, got {sample_rate}: "
             "below it there is too little of a voice to tell two apart"
         )
@@ -579,14 +654,15 @@ def _as_samples(waveform: NDArray[Any] | Tensor) -> NDArray[np.float32]:
     elif isinstance(waveform, np.ndarray):
         array = waveform
     else:
-        raise ValueError(f"waveform must be a numpy array or a torch tensor, got {type(waveform).__name__}")
+        raise InputError(f"waveform must be a numpy array or a torch tensor, got {type(waveform).__name__}")
     if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(
+        raise InputError(
             f"waveform must be (time,) or (channel, time) with at least one sample, got {array.shape}"
+            + ("; separate_batch takes (batch, channel, time)" if array.ndim == 3 else "")
         )
     array = np.atleast_2d(array)
     if len(array) > MAX_CHANNELS:
-        raise ValueError(
+        raise InputError(
             f"waveform must be (channel, time) with at most {MAX_CHANNELS} channels, got {array.shape}; "
             "transpose it"
         )
@@ -596,15 +672,21 @@ def _as_samples(waveform: NDArray[Any] | Tensor) -> NDArray[np.float32]:
         half = (np.iinfo(array.dtype).max + 1) / 2
         return ((array - half) / half).astype(np.float32)
     if array.dtype.kind != "f":
-        raise ValueError(f"waveform must be real numbers, floating point or integer, got {array.dtype}")
+        raise InputError(f"waveform must be real numbers, floating point or integer, got {array.dtype}")
     with np.errstate(over="ignore"):
         samples = array.astype(np.float32, copy=False)
     if n_bad := samples.size - int(np.isfinite(samples).sum()):
-        raise ValueError(
+        raise InputError(
             f"waveform has {n_bad} samples that are NaN, infinite or too large for float32; "
             "replace them first, e.g. with numpy.nan_to_num"
         )
     return samples
+
+
+def _looks_like_a_batch(samples: NDArray[np.float32], sample_rate: int) -> bool:
+    """Tell whether no row (row, time) has anything of the next one: channels of one recording do."""
+    pairs = [samples[index : index + 2] for index in range(len(samples) - 1)]
+    return len(pairs) > 1 and all(talkers_have_channels(pair, sample_rate) for pair in pairs)
 
 
 def _peak(waveform: NDArray[Any]) -> float:
@@ -615,7 +697,7 @@ def _one_channel(samples: NDArray[np.float32], channel: int | None) -> NDArray[n
     if channel is None:
         return samples
     if not 1 <= channel <= len(samples):
-        raise ValueError(f"the recording has {len(samples)} channels, so there is no channel {channel}")
+        raise InputError(f"the recording has {len(samples)} channels, so there is no channel {channel}")
     return samples[channel - 1 : channel]
 
 

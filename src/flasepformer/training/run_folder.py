@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from flasepformer.errors import FlasepformerError
+
 CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.pt"
 BEST_FOLDER = "best"
@@ -28,7 +30,7 @@ CURVE_COLUMNS = (
 )  # fmt: skip
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FlasepformerError, RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
 
 
