@@ -1,8 +1,9 @@
 import sys
+from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
+import yaml
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
@@ -170,10 +171,42 @@ def test_train_takes_another_family_from_the_command_line(tmp_path):
     assert (type(model).__name__, model.config.n_blocks, model.config.n_channels) == ("TFLocoformer", 1, 8)
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "accelerate"])
-def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch, module):
+OWN_SPEECH = Path(__file__).parents[2] / "recipes" / "own-speech.yaml"
+SHORT = [
+    "optimization.n_steps=1", "optimization.warmup_steps=0", "optimization.decay_steps=0",
+    "optimization.batch_size=1", "mixing.segment_seconds=0.5", "data.valid_segment_seconds=0.5",
+    "data.n_valid_mixtures=1", "model.n_channels=16", "model.n_filters=64",
+]  # fmt: skip
+
+
+def test_a_recipe_trains_from_scratch_on_nothing_but_a_folder_of_speech(tmp_path):  # issue 16
+    speech = write_speech(tmp_path / "speech")
+    words = ["train", str(OWN_SPEECH), "--speech", str(speech)]
+    settings = [word for setting in SHORT for word in ("--set", setting)]
+    result = CliRunner().invoke(app, [*words, *settings, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert (saved["initial_checkpoint"], saved["mixing"]["noise"], saved["mixing"]["rooms"]) == ("", [], "")
+    (tmp_path / "my noise, old").mkdir()
+    soundfile.write(tmp_path / "my noise, old" / "0.wav", np.full(8000, 0.1), 8000)
+    noisy = [*words, *settings, "--noise", str(tmp_path / "my noise, old"), "--out", str(tmp_path / "noisy")]
+    result = CliRunner().invoke(app, noisy)
+    assert result.exit_code == 0, result.output
+    saved = yaml.safe_load((tmp_path / "noisy" / "recipe.yaml").read_text())
+    assert saved["mixing"]["noise"] == [str(tmp_path / "my noise, old")]
+
+
+def test_a_folder_without_splits_is_explained(tmp_path):  # issue 16
+    speech = write_speech(tmp_path / "speech") / "train"
+    words = ["train", str(OWN_SPEECH), "--speech", str(speech), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 3
+    assert f"no folder train in {speech}; expected is one for each split" in result.stderr
+
+
+def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
     arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3

@@ -1,5 +1,6 @@
 """`flasepformer train`: a recipe, and speech or mixtures, in; a checkpoint out."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,16 @@ def train(
             help="Fixed mixtures: the folder of manifests that `flasepformer prepare` writes.",
         ),
     ] = None,
+    noise: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of noise for some of the mixtures; repeatable."
+        ),
+    ] = None,
+    rooms: Annotated[
+        str | None,
+        typer.Option(help="Folder of room responses for some of the mixtures, or: simulated."),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the recipe, e.g. optimization.n_steps=20000; repeatable."),
@@ -47,6 +58,10 @@ def train(
 
     named = {"speech": speech, "mixtures": mixtures}
     given = [f"data.{kind}={path}" for kind, path in named.items() if path]
+    if noise:
+        given.append(f"mixing.noise={json.dumps([str(folder) for folder in noise])}")
+    if rooms:
+        given.append(f"mixing.rooms={rooms}")
     try:
         loaded = load_recipe(recipe, [*(setting or []), *given])
         for kind, path in named.items():

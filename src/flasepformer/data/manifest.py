@@ -64,6 +64,11 @@ def read_utterances(
     if source.is_dir():
         if exclude:
             raise ValueError(f"exclude needs the columns of a CSV manifest, but {source} is a folder")
+        if split and not (source / split).is_dir():
+            raise FileNotFoundError(
+                f"no folder {split} in {source}; expected is one for each split, with a folder per "
+                "speaker in it"
+            )
         utterances = _read_folder(source / split if split else source)
     else:
         try:
@@ -77,8 +82,6 @@ def read_utterances(
 
 
 def _read_folder(root: Path) -> list[Utterance]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"no such folder: {root}")
     paths = [path for path in sorted(root.glob("*/**/*")) if path.suffix.lower() in AUDIO_EXTENSIONS]
     talkers = [path.relative_to(root).parts[0] for path in paths]
     if splits := sorted({name for name in talkers if _SPLIT.fullmatch(name)}):

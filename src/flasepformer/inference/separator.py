@@ -236,6 +236,11 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
+def _told_of_all(tell: Progress, index: int, n_recordings: int) -> Progress:
+    """Return what tells the share of all recordings, given that of one of them."""
+    return lambda step, share: tell(step, (index + share) / n_recordings)
+
+
 def _hear_nothing(note: str) -> None:
     pass
 
@@ -373,12 +378,10 @@ class Separator:
             raise InputError(f"waveforms must be (batch, time) or (batch, channel, time), got {came}")
         tell, n_waveforms = progress or _tell_nobody, len(waveforms)
         tracks: list[Any] = []
-        for index, waveform in enumerate(waveforms):
-
-            def tell_batch(step: str, share: float, n_done: int = index) -> None:
-                tell(step, (n_done + share) / n_waveforms)
-
-            tracks.append(self._separate_array(waveform, _as_samples(waveform), rate, tell_batch))
+        for index in range(n_waveforms):
+            waveform = waveforms[index]
+            tell_one = _told_of_all(tell, index, n_waveforms)
+            tracks.append(self._separate_array(waveform, _as_samples(waveform), rate, tell_one))
         return torch.stack(tracks) if isinstance(waveforms, Tensor) else np.stack(tracks)
 
     def _separate_array(
