@@ -524,7 +524,6 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--out", "-"),  # row 40: which track?
         ("a.wav", "--track", "1"),
         ("a.wav", "b.wav", "--out", "-", "--track", "1"),
-        ("a.wav", "--out", "-", "--track", "3"),  # the model gives two
         ("a.wav", "--out", "-", "--track", "1", "--json"),
         ("a.wav", "--format", "mp3", "--subtype", "pcm16"),
         ("a.wav", "--format", "flac", "--subtype", "float"),
@@ -534,6 +533,8 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--memory", "plenty"),
         ("a.wav", "--chunk", "8", "--overlap", "4.5"),
         ("a.wav", "--overlap", "0"),
+        ("a.wav", "--memory", "10"),  # of what?
+        ("a.wav", "--out", ""),
         ("a.wav", "--no-such-option"),
         (),
     ],
@@ -546,6 +547,33 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(run, tmp_path, monkeypatch,
     assert (code, stdout) == (2, "")
     assert "Usage: " in stderr
     assert names(tmp_path) == ["a.wav", "b.wav"]
+
+
+def test_a_track_that_there_is_not_is_refused_before_the_work(run, tmp_path):  # issue 16
+    (tmp_path / "page.wav").write_text("<html>")
+    code, _, stderr = run(tmp_path / "page.wav", "--out", "-", "--track", "3")
+    assert code == 2
+    assert "the model gives 2" in stderr
+    assert "not audio" not in stderr  # it was not even read
+
+
+def test_a_pipe_that_nobody_writes_into_is_not_waited_for_without_end(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("flasepformer.inference.inputs.PIPE_PATIENCE_SECONDS", 0.2)  # issue 16
+    os.mkfifo(tmp_path / "pipe.wav")
+    code, _, stderr = run(tmp_path / "pipe.wav", "--out", tmp_path / "out")
+    assert code == 1
+    assert "is a pipe, and nobody wrote into it for 0.2 s" in stderr
+
+
+def test_random_weights_are_told_once_and_stand_in_the_report(tmp_path):  # issue 16
+    talks = [str(record(tmp_path / name)) for name in ("a.wav", "b.wav")]
+    words = ["separate", *talks, "--model", "fla-sepreformer-t", "--device", "cpu", "--strict"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.count("has random weights") == 1
+    for name in "ab":
+        report = json.loads((tmp_path / "out" / f"{name}_separation.json").read_text())
+        assert "fla-sepreformer-t has random weights" in report["warnings"][0]
 
 
 def test_devices_loops_and_sparse_files_are_refused(run, tmp_path):  # row 48

@@ -94,7 +94,10 @@ def _decode_stream(container: "InputContainer", file: BinaryIO, chosen: int | No
         raise AudioError("no audio stream")
     listing = "; ".join(f"{n}: {_describe(stream)}" for n, stream in enumerate(streams))
     if not 0 <= (chosen or 0) < len(streams):
-        raise AudioError(f"no audio stream {chosen}; there are {listing}")
+        number = "1 audio stream" if len(streams) == 1 else f"{len(streams)} audio streams"
+        raise AudioError(
+            f"there is no audio stream {chosen}; the file has {number}, counted from 0 ({listing})"
+        )
     stream = streams[chosen or 0]
     if stream.codec_context is None:
         raise AudioError(f"unsupported audio codec ({_codec_names(file)})")

@@ -50,7 +50,8 @@ def evaluate(
         Literal["auto", "whole", "chunks"] | None,
         typer.Option(
             help="Separate every mixture as `flasepformer separate` does a recording: whole, in overlapping "
-            "chunks, or what fits. By default it goes straight through the network, as in published results.",
+            "chunks, or (auto) what suits the model, whatever memory is free. By default it goes straight "
+            "through the network, as in published results.",
             show_default=False,
         ),
     ] = None,
@@ -90,10 +91,13 @@ def evaluate(
     Exit codes: 0 all done, 1 some mixtures failed, 2 wrong usage, 3 no usable model, device, disk or package,
     130 interrupted.
     """
+    if model and mixture_set is None and set_option is None and _is_a_set(Path(model)):
+        mixture_set, model = Path(model), None  # one argument, which is no model
     name = _either(model, model_option, "MODEL") or "default"
     path = _either(mixture_set, set_option, "SET")
     if path is None or not path.exists():
-        raise typer.BadParameter(f"give a SET that exists, after the MODEL or with --mixtures; got {path}")
+        given = "none" if path is None else f"{path}, which does not exist"
+        raise typer.BadParameter(f"give a SET of mixtures, after the MODEL or with --mixtures; got {given}")
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
@@ -104,7 +108,9 @@ def evaluate(
     from flasepformer.models import CheckpointError
 
     try:
-        result, table = _score(name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite)
+        result, table, run_options = _score(
+            name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite
+        )
     except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
@@ -130,6 +136,10 @@ def evaluate(
             print_result(f"mode: {way}")
         print_result(str(table))
     raise typer.Exit(1 if result.failures else 0)
+
+
+def _is_a_set(path: Path) -> bool:
+    return (path.suffix.lower() == ".csv" and path.is_file()) or (path / "s1").is_dir()
 
 
 def _either(argument: Any, option: Any, name: str) -> Any:
@@ -165,15 +175,23 @@ def _score(
     mix_dir: str | None,
     device: str,
     overwrite: bool,
-) -> tuple["EvaluationResult", Path]:
-    """Evaluate and write the results; return them with the path of the table."""
+) -> tuple["EvaluationResult", Path, "RunOptions | None"]:
+    """Evaluate and write the results; return them with the path of the table and the way that was taken."""
     from flasepformer.data import open_mixtures
-    from flasepformer.evaluation import check_metrics, describe_run, describe_set, versions, weights_digest
+    from flasepformer.evaluation import (
+        check_metrics,
+        describe_run,
+        describe_set,
+        fix_mode,
+        versions,
+        weights_digest,
+    )
     from flasepformer.evaluation import evaluate as score
 
     check_place(out)
     check_metrics(metrics)
     separator = load_separator(name, device)
+    run_options = fix_mode(separator, run_options)
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))
@@ -196,7 +214,7 @@ def _score(
         device=str(separator.device),
     )
     journal.unlink()
-    return result, table
+    return result, table, run_options
 
 
 def load_separator(name: str, device: str) -> "Separator":

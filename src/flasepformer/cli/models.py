@@ -15,7 +15,8 @@ def models(
     """List the models by name, the default one first.
 
     GMAC/S: billions of multiply-adds per second of audio, of a recording of 10 s. Weights: trained ones come
-    with the package, random ones are for training; to use published ones, give separate their folder.
+    with the package, random ones are for training; to use published ones, give separate their folder. What
+    has to be trained and is not counted: the auxiliary heads, which separation does without.
     """
     from flasepformer.models import list_models  # here, so that --help does not load torch
 

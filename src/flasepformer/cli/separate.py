@@ -80,6 +80,8 @@ def separate(
     or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
     device, memory or disk, 130 interrupted.
     """
+    if not out:
+        raise typer.BadParameter("--out must name a folder, or be - for standard output")
     if (out == STDOUT) != (track is not None):
         raise typer.BadParameter("standard output takes one track: give --out - and --track together")
     if out == STDOUT and as_json:
@@ -107,15 +109,14 @@ def separate(
             )
         if out == STDOUT and len(jobs) + len(failures) != 1:
             raise typer.BadParameter("standard output takes one track, so give one recording")
-        run = _Run(options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
+        run = _Run(
+            options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json, track=track
+        )
         for path, reason in failures:
             run.fail(path, reason)
         run.separate(jobs, folder, model, device)
         if track is not None and run.counts()["done"]:
-            tracks = run.results[0]["tracks"]
-            if track > len(tracks):
-                raise typer.BadParameter(f"there is no track {track}; the model gives {len(tracks)}")
-            write_bytes(tracks[track - 1])
+            write_bytes(run.results[0]["tracks"][track - 1])
     run.finish(strict=strict)
     if as_json:
         print_result(json.dumps(run.summary(), indent=2))
@@ -141,17 +142,26 @@ class _Run:
         run_options: How they go through the model.
         quiet: Show no progress and no notes.
         prints_tracks: Print the path of each track when it is there.
+        track: The only one that is wanted, from 1.
     """
 
     def __init__(
-        self, options: "FileOptions", run_options: "RunOptions", *, quiet: bool, prints_tracks: bool
+        self,
+        options: "FileOptions",
+        run_options: "RunOptions",
+        *,
+        quiet: bool,
+        prints_tracks: bool,
+        track: int | None,
     ) -> None:
+        self.track = track
         self.options = options
         self.run_options = run_options
         self.quiet = quiet
         self.prints_tracks = prints_tracks
         self.results: list[dict[str, Any]] = []
         self.error: str | None = None
+        self.told: set[str] = set()
         self.current: str | None = None
         self.exit_code = 0
 
@@ -182,7 +192,12 @@ class _Run:
                 except OSError as error:
                     raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
             for caution in cautions:
+                self.told.add(str(caution.message))
                 print_message(f"warning: {caution.message}")
+            if self.track is not None and self.track > separator.n_sources:
+                raise typer.BadParameter(
+                    f"there is no track {self.track}; the model gives {separator.n_sources}"
+                )
             shows_bar = not self.quiet and sys.stderr is not None and sys.stderr.isatty()
             with tqdm(total=len(jobs), disable=not shows_bar, bar_format=_BAR, smoothing=0) as bar:
                 for index, job in enumerate(jobs):
@@ -240,7 +255,8 @@ class _Run:
             tracks = [str(track) for track in report.tracks]
             self.results.append({**asdict(report), "input": job.source, "status": "done", "tracks": tracks})
             for caution in report.warnings:
-                print_message(f"warning: {job.source}: {caution}")
+                if caution not in self.told:
+                    print_message(f"warning: {job.source}: {caution}")
             for note in report.notes:
                 if note not in told:
                     self._note(f"note: {job.source}: {note}")

@@ -18,7 +18,7 @@ from flasepformer.evaluation.provenance import describe_set, versions
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
-from flasepformer.evaluation.separating import describe_run, label_run
+from flasepformer.evaluation.separating import describe_run, fix_mode, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import EvaluationResult, Summary
@@ -43,6 +43,7 @@ __all__ = [
     "describe_run",
     "describe_set",
     "evaluate",
+    "fix_mode",
     "label_run",
     "load_result",
     "make_examples",

@@ -1,6 +1,7 @@
 """Let a pipe be read like a file, and keep a file of nothing but holes from being read at all."""
 
 import os
+import select
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ MAX_PIPE_BYTES = 4 << 30
 
 MAX_HOLLOW_BYTES = 1 << 30
 """Largest file that may consist of holes; the zeros of a bigger one would fill the memory."""
+
+PIPE_PATIENCE_SECONDS = 60.0
+"""How long a named pipe may stay without a first byte."""
 
 _PIECE = 1 << 20
 
@@ -48,8 +52,24 @@ def as_regular_file(source: str | Path | BinaryIO, *, limit: int = MAX_PIPE_BYTE
             )
         yield path
         return
-    with path.open("rb") as stream, _copied(stream, limit) as copied:
+    with _opened_pipe(path) as stream, _copied(stream, limit) as copied:
         yield copied
+
+
+def _opened_pipe(path: Path) -> BinaryIO:
+    """Open a named pipe once somebody writes into it; without end nobody would ever know."""
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    try:
+        if not select.select([stream], [], [], PIPE_PATIENCE_SECONDS)[0]:
+            raise AudioError(
+                f"{path}: is a pipe, and nobody wrote into it for {PIPE_PATIENCE_SECONDS:g} s; "
+                "start its writer first"
+            )
+        os.set_blocking(stream.fileno(), True)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class Planner:
         offered = "" if usable is None else f" and {format_size(usable)} may be used"
         return NotEnoughMemory(
             f"{minutes:.1f} minutes need {needed}{offered}; free some memory, allow more (--memory), "
-            "choose --mode auto, or cut the recording into shorter ones"
+            f"{'choose --mode auto, ' if self._mode == 'whole' else ''}or cut the recording into shorter ones"
         )
 
 

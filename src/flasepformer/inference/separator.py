@@ -54,6 +54,10 @@ SEPARATE_CHANNELS = (
     "mix the channels down (--mix-channels) to separate their mixture instead"
 )
 
+RANDOM_WEIGHTS = (
+    "has random weights, so its tracks hold nothing but noise; train it first, or name a checkpoint"
+)
+
 MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""
 
@@ -98,6 +102,8 @@ class SeparationReport:
     """Where the model ran."""
     real_time_factor: float
     """Time of the separation over the length of the recording; reading and writing files not counted."""
+    total_real_time_factor: float
+    """The same with reading, resampling and writing."""
     mode: str
     """"whole": the model heard all of the recording at once; "chunks"; "channels": it was not needed, as each
     channel had its talker; "silence": nor here."""
@@ -278,6 +284,7 @@ class Separator:
         self.model = self._runner.model
         self.sample_rate = self._runner.sample_rate
         self.n_sources = self._runner.n_sources
+        self._cautions = (f"{info.name} {RANDOM_WEIGHTS}",) if info and not info.trained else ()
         self.description: dict[str, Any] = {
             "name": info.name if info else type(model).__name__,
             "licence": info.licence if info else "",
@@ -306,13 +313,10 @@ class Separator:
         """
         name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
         model, info = load_described_model(name_or_path)
-        if not info.trained:
-            warnings.warn(
-                f"{info.name} has random weights, so its tracks hold nothing but noise; train it first, or "
-                "name a checkpoint",
-                stacklevel=2,
-            )
-        return cls(model, device, info=info, **options)
+        separator = cls(model, device, info=info, **options)
+        for caution in separator._cautions:
+            warnings.warn(caution, stacklevel=2)
+        return separator
 
     def __repr__(self) -> str:
         return (
@@ -435,6 +439,7 @@ class Separator:
             )
         if not isinstance(out_folder, (str, os.PathLike)) or not str(out_folder):
             raise InputError(f"out_folder must be the path of a folder, got {out_folder!r}")
+        began = time.perf_counter()
         tell = options.get("progress", _tell_nobody)
         overwrite = options.get("overwrite", False)
         form, subtype = options.get("format", "wav"), options.get("subtype", "auto")
@@ -488,6 +493,7 @@ class Separator:
                 options=chosen,
                 device=separation.device,
                 real_time_factor=seconds_taken / seconds,
+                total_real_time_factor=math.nan,  # until the tracks are written
                 mode=separation.mode,
                 memory_bytes=separation.memory_bytes,
                 disk_bytes=separation.disk_bytes,
@@ -496,7 +502,7 @@ class Separator:
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
                 gain=fit.gain,
-                warnings=cautions + separation.warnings + fit.warnings,
+                warnings=self._cautions + cautions + separation.warnings + fit.warnings,
                 notes=heard.notes + separation.notes + fit.notes,
             )
             grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
@@ -506,6 +512,7 @@ class Separator:
                 for index, target in enumerate(grown[:-1]):
                     track = fit.track(separation, index)
                     write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
+                report = replace(report, total_real_time_factor=(time.perf_counter() - began) / seconds)
                 report.write(grown[-1])
                 publish(grown, outputs, overwrite=overwrite, difference=differs)
             except FileExistsError:
@@ -544,6 +551,8 @@ class Separator:
         offset = float(mixture.mean(dtype=np.float64))
         mixture -= np.float32(offset)
         notes = []
+        if len(samples) > 2:
+            notes.append(f"the {len(samples)} channels were mixed down to one; --channel takes one of them")
         if abs(offset) > 0.01 * peak:
             notes.append(f"a constant offset of {offset:.3g} was removed")
         model_mixture = resample(mixture, sample_rate, self.sample_rate)
