@@ -531,8 +531,8 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--device", "abacus"),
         ("a.wav", "--suffix", "../x"),
         ("a.wav", "--memory", "plenty"),
-        ("a.wav", "--chunk", "8", "--overlap", "4.5"),
-        ("a.wav", "--overlap", "0"),
+        ("a.wav", "--chunk-seconds", "8", "--overlap-seconds", "4.5"),
+        ("a.wav", "--overlap-seconds", "0"),
         ("a.wav", "--memory", "10"),  # of what?
         ("a.wav", "--out", ""),
         ("a.wav", "--no-such-option"),
@@ -574,6 +574,76 @@ def test_random_weights_are_told_once_and_stand_in_the_report(tmp_path):  # issu
     for name in "ab":
         report = json.loads((tmp_path / "out" / f"{name}_separation.json").read_text())
         assert "fla-sepreformer-t has random weights" in report["warnings"][0]
+
+
+def test_several_recordings_are_separated_at_a_time(run, tmp_path):  # issue 16, row 66
+    talks = [record(tmp_path / f"{name}.wav", seed=seed) for seed, name in enumerate("abc")]
+    (tmp_path / "d.wav").write_text("<html>")
+    code, stdout, stderr = run(*talks, tmp_path / "d.wav", "-j", 2, "-o", tmp_path / "two")
+    assert code == 1
+    assert run(*talks, "--out", tmp_path / "one")[0] == 0
+    assert names(tmp_path / "two") == names(tmp_path / "one") == outputs("a", "b", "c")
+    for name in names(tmp_path / "one"):
+        if name.endswith("wav"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert [line[-16:] for line in stdout.splitlines()] == [
+        f"{stem}_speaker{index}.wav" for stem in "abc" for index in (1, 2)
+    ]
+    assert "d.wav: not audio: looks like HTML" in stderr
+    assert run(*talks, "--out", tmp_path / "two")[2].count("skipped: ") == 3
+
+
+@pytest.mark.parametrize("first", ["--model", "talk"])
+def test_a_recording_without_a_command_is_separated(model, tmp_path, first):  # issue 16
+    talk = record(tmp_path / "talk.wav")
+    words = ["-m", str(model), str(talk), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    words = words if first == "--model" else [words[2], *words[:2], *words[3:]]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == outputs("talk")
+    mistyped = CliRunner().invoke(app, ["seperate", str(talk)])
+    assert mistyped.exit_code == 2
+    assert "seperate" in mistyped.stderr
+
+
+def test_old_names_of_options_work_and_say_so(run, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.wav", seconds=3)
+    old = ("--mode", "chunks", "--chunk=2", "--overlap", "1")
+    code, _, stderr = run(talk, *old, "--out", tmp_path / "out")
+    assert code == 0
+    assert "note: --chunk is called --chunk-seconds now" in stderr
+    assert "note: --overlap is called --overlap-seconds now" in stderr
+    report = json.loads((tmp_path / "out" / "talk_separation.json").read_text())
+    assert (report["options"]["chunk_seconds"], report["options"]["overlap_seconds"]) == (2.0, 1.0)
+
+
+def test_short_names_and_completion_are_there():  # issue 16
+    for word, expected in {"-h": "separate", "-V": "flasepformer 0", "--show-completion": ""}.items():
+        words = [word, "bash"] if word == "--show-completion" else [word]
+        result = CliRunner().invoke(app, words)
+        assert expected in result.output
+    assert CliRunner().invoke(app, ["separate", "-h"]).exit_code == 0
+    for shell in ("bash", "zsh", "fish"):
+        environment = {"_FLASEPFORMER_COMPLETE": f"source_{shell}"}
+        result = CliRunner().invoke(app, [], prog_name="flasepformer", env=environment)
+        assert "_FLASEPFORMER_COMPLETE" in result.output
+
+
+def test_a_card_is_chosen_by_its_number_and_other_devices_are_refused(run, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.wav")
+    for device, code in (("cuda:99", 3), ("cuda:x", 2), ("gpu", 2)):
+        assert run(talk, "--out", tmp_path / "out", "--device", device)[0] == code
+
+
+def test_a_library_does_not_speak_under_quiet(start, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.mp3", seconds=3, format="MP3")
+    content = bytearray(talk.read_bytes())
+    content[3000:3400] = bytes(400)
+    talk.write_bytes(content[:-100])
+    process = start("--quiet", "--out", tmp_path / "out", talk)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert all(line.startswith("warning: ") for line in stderr.decode().splitlines())
 
 
 def test_devices_loops_and_sparse_files_are_refused(run, tmp_path):  # row 48

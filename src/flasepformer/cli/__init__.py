@@ -22,19 +22,22 @@ from flasepformer.cli.prepare import prepare
 from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
 from flasepformer.cli.train import train
+from flasepformer.cli.words import Command, Commands
 
 __all__ = ["app", "main"]
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="flasepformer",
-    help="Separate people who talk at the same time, from one microphone.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    context_settings=_HELP,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 for command in (separate, models, convert, prepare, mixtures, train, evaluate, compare, report, benchmark):
-    app.command()(command)
+    app.command(cls=Command, context_settings=_HELP)(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,10 +50,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Separate people who talk at the same time, from one microphone."""
+    """Separate people who talk at the same time, from one microphone.
+
+    `flasepformer talk.wav` is short for `flasepformer separate talk.wav`.
+    """
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

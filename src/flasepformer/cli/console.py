@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 
@@ -15,6 +17,30 @@ def print_message(line: str) -> None:
     """Print one line on stderr, for a person."""
     if sys.stderr is not None:
         _write(sys.stderr, line)
+
+
+@contextmanager
+def hushed_libraries() -> Iterator[None]:
+    """Keep what libraries of C write to standard error from a person; what is printed here still comes."""
+    try:
+        fits = sys.stderr is not None and sys.stderr.fileno() == 2
+    except (OSError, ValueError):  # not a file
+        fits = False
+    if not fits:
+        yield
+        return
+    before, kept = sys.stderr, os.dup(2)
+    void = os.open(os.devnull, os.O_WRONLY)
+    with open(kept, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as ours:
+        sys.stderr = ours
+        os.dup2(void, 2)
+        os.close(void)
+        try:
+            yield
+        finally:
+            ours.flush()
+            os.dup2(kept, 2)
+            sys.stderr = before
 
 
 def write_bytes(path: str | os.PathLike[str]) -> None:

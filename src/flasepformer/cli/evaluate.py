@@ -13,6 +13,7 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result
 from flasepformer.cli.places import check_place
+from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
     from flasepformer.evaluation import EvaluationResult, Summary
@@ -34,9 +35,11 @@ def evaluate(
             help="CSV list or manifest of mixtures, or a folder that holds mix*/, s1/, s2/, ...",
         ),
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    model_option: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
     set_option: Annotated[Path | None, typer.Option("--mixtures", help="The same as SET.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for scores.csv and summary.json.")] = Path(
+        "results"
+    ),
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many mixtures.")] = None,
     sdr: Annotated[bool, typer.Option("--sdr/--no-sdr", help="Compute the SDR, too.")] = True,
     metrics: Annotated[
@@ -44,7 +47,9 @@ def evaluate(
     ] = "",
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes, of one thread each; all cores by default, one on a GPU."),
+        typer.Option(
+            "--jobs", "-j", min=1, help="Processes, of one thread each; all cores by default, one on a GPU."
+        ),
     ] = None,
     mode: Annotated[
         Literal["auto", "whole", "chunks"] | None,
@@ -72,7 +77,7 @@ def evaluate(
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
+        str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N, mps: where the model runs.")
     ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that exist, finished or not.")

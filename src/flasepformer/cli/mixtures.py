@@ -25,7 +25,9 @@ def mixtures(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="CSV to write, or folder of the set. [default: mixtures.csv, or mixtures]"),
+        typer.Option(
+            "--out", "-o", help="CSV to write, or folder of the set. [default: mixtures.csv, or mixtures]"
+        ),
     ] = None,
     kind: Annotated[
         Literal["list", "set", "conversations"],
@@ -60,11 +62,12 @@ def mixtures(
         list[float] | None,
         typer.Option(min=0.1, help="Length of conversations; repeatable. [default: 2]"),
     ] = None,
-    overlap: Annotated[
+    overlap_share: Annotated[
         float, typer.Option(min=0, max=0.5, help="Share of overlapped speech in conversations.")
     ] = 0.3,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Mixtures made at a time. [default: one per core]")
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Mixtures made at a time. [default: one per core]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that exists.")] = False,
 ) -> None:
@@ -103,10 +106,10 @@ def mixtures(
                 plan
                 for length in minutes or [2.0]
                 for plan in plan_conversations(
-                    utterances, count, seed, n_sources=talkers, seconds=60 * length, overlap=overlap
+                    utterances, count, seed, n_sources=talkers, seconds=60 * length, overlap=overlap_share
                 )
             ]
-        _make_set(plans, out or Path("mixtures"), config, workers)
+        _make_set(plans, out or Path("mixtures"), config, jobs)
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     except ImportError as error:

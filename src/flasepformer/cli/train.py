@@ -10,7 +10,7 @@ import typer
 
 def train(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Recipe: YAML, see recipes/.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/train"),
     speech: Annotated[
         Path | None,
         typer.Option(

@@ -318,6 +318,13 @@ class Separator:
             warnings.warn(caution, stacklevel=2)
         return separator
 
+    def alike(self, options: RunOptions) -> "Separator":
+        """Return a separator with the same model and device and other options, for another process."""
+        other = Separator(self.model, self.device, **options)
+        other.description, other._cautions = self.description, self._cautions
+        other._run_options = {**other._run_options, "memory": self._run_options["memory"]}
+        return other
+
     def __repr__(self) -> str:
         return (
             f"Separator(model={self.description['name']!r}, device={str(self.device)!r}, "
