@@ -18,6 +18,7 @@ from flasepformer.inference.outputs import (
     portable_name,
 )
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
+from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.separator import (
     FileOptions,
     Progress,
@@ -40,6 +41,7 @@ __all__ = [
     "growing_folder",
     "parse_size",
     "pick_device",
+    "pick_precision",
     "portable_name",
     "read_report",
     "weights_digest",

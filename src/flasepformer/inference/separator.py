@@ -38,6 +38,7 @@ from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError
+from flasepformer.inference.precisions import pick_precision
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
@@ -258,10 +259,11 @@ class Separator:
         model: A network of `flasepformer.models`; it is put in eval mode, and copied if it has to move.
         device: "auto", "cpu", "cuda", "mps" or any name of PyTorch; see `pick_device`.
         info: What is known of the model, for the reports.
-        **options: How long recordings go through the model; see `RunOptions`.
+        **options: How long recordings go through the model; see `RunOptions`, and `pick_precision` for what
+            is measured of a precision.
 
     Raises:
-        DeviceError: The device cannot be used.
+        DeviceError: The device cannot be used, or that precision is too slow on it.
         ValueError: An option makes no sense.
     """
 
@@ -278,13 +280,15 @@ class Separator:
                 f"model must be a network of flasepformer.models, got {type(model).__name__}; "
                 "Separator.from_pretrained takes a name or a folder"
             )
+        options["precision"], slow = pick_precision(options.get("precision", "float32"), device)
         self._runner = ModelRunner(model, device, **options)
         self._run_options = {**_RUN_DEFAULTS, **options}
         self.device = self._runner.device
         self.model = self._runner.model
         self.sample_rate = self._runner.sample_rate
         self.n_sources = self._runner.n_sources
-        self._cautions = (f"{info.name} {RANDOM_WEIGHTS}",) if info and not info.trained else ()
+        random = (f"{info.name} {RANDOM_WEIGHTS}",) if info and not info.trained else ()
+        self._cautions: tuple[str, ...] = (*random, *slow)
         self.description: dict[str, Any] = {
             "name": info.name if info else type(model).__name__,
             "licence": info.licence if info else "",
