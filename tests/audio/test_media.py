@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 from flasepformer.audio import AudioError, read_audio
+from flasepformer.installing import how_to_install
 
 RATE = 16_000
 pytest.importorskip("av", reason='needs PyAV: pip install "flasepformer[media]"')
@@ -141,7 +142,7 @@ def test_unsupported_codec_is_named(tmp_path, speechlike, encode_media):
 def test_missing_pyav_names_the_extra(tmp_path, speechlike, encode_media, monkeypatch):
     path = encode_media(tmp_path / "talk.m4a", "aac", [speechlike])
     monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
-    assert refusal(path) == 'MP4 (m4a, mp4, mov) needs PyAV to be read: pip install "flasepformer[media]"'
+    assert refusal(path) == f"MP4 (m4a, mp4, mov) needs PyAV to be read: {how_to_install('media')}"
     (tmp_path / "noise.bin").write_bytes(bytes(range(128, 256)) * 40)
     assert refusal(tmp_path / "noise.bin").startswith("not audio: unknown content")
     soundfile.write(tmp_path / "talk.wav", speechlike, RATE)

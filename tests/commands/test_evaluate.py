@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from flasepformer.cli import app
 from flasepformer.data import MixtureFiles, MixtureFolder, open_mixtures, write_mixture_manifest
 from flasepformer.evaluation import evaluate as score
+from flasepformer.installing import how_to_install
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
 
@@ -317,7 +318,7 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     result = run("--mixtures", mixtures, "--model", checkpoint, "--out", tmp_path / "results")
     assert result.exit_code == 3
-    assert 'pip install "flasepformer[evaluation]"' in result.stderr
+    assert how_to_install("evaluation") in result.stderr
     assert not (tmp_path / "results").exists()
 
 

@@ -586,7 +586,7 @@ def test_several_recordings_are_separated_at_a_time(run, tmp_path):  # issue 16,
     for name in names(tmp_path / "one"):
         if name.endswith("wav"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert [line[-16:] for line in stdout.splitlines()] == [
+    assert [line.rpartition("/")[2] for line in stdout.splitlines()] == [
         f"{stem}_speaker{index}.wav" for stem in "abc" for index in (1, 2)
     ]
     assert "d.wav: not audio: looks like HTML" in stderr

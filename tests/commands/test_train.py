@@ -7,6 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
+from flasepformer.installing import how_to_install
 from flasepformer.models import load_model
 
 RECIPE = """
@@ -211,7 +212,7 @@ def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3
     assert result.stderr.startswith("error: training needs")
-    assert 'pip install "flasepformer[train]"' in result.stderr
+    assert how_to_install("train") in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from flasepformer.audio.recording import AudioError, Recording, SampleBuffer
+from flasepformer.installing import how_to_install
 
 if TYPE_CHECKING:
     import av
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from numpy.typing import NDArray
 
-INSTALL_MEDIA = 'pip install "flasepformer[media]"'
+INSTALL_MEDIA = f"{how_to_install('media')}"
 
 _JITTER_SECONDS = 0.1  # time stamps of live recordings wander by less; what is more is a gap
 _LONGEST_GAP_SECONDS = (

@@ -6,6 +6,7 @@ instant.
 """
 
 import signal
+import sys
 from types import FrameType
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 import flasepformer
 from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
+from flasepformer.cli.console import print_message
 from flasepformer.cli.convert import convert
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.mixtures import mixtures
@@ -23,8 +25,12 @@ from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
 from flasepformer.cli.train import train
 from flasepformer.cli.words import Command, Commands
+from flasepformer.installing import how_to_install
 
 __all__ = ["app", "main"]
+
+_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub"}
+"""Which extra brings a package that only some commands need."""
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -72,4 +78,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print_message(f"error: this needs {error.name}: {how_to_install(extra)}")
+        sys.exit(3)

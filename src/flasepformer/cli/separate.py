@@ -5,15 +5,15 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import typer
 
-from flasepformer.cli.console import hushed_libraries, print_message, print_result, write_bytes
+from flasepformer.cli.console import Bar, hushed_libraries, print_message, print_result, write_bytes
 from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
 from flasepformer.cli.words import checked_device
 from flasepformer.temporary import temporary_folder
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from flasepformer.inference import FileOptions, RunOptions, Separator
 
 STDOUT = "-"
-
-_BAR = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} passed, {remaining} left"
 
 
 def separate(
@@ -66,7 +64,8 @@ def separate(
     chunk_seconds: Annotated[float, typer.Option(min=1.0, help="Length of a chunk.")] = 30.0,
     overlap_seconds: Annotated[float, typer.Option(help="What two chunks have in common.")] = 5.0,
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's arithmetic.")
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option(help="Of the model's arithmetic; auto: bfloat16 where it is faster."),
     ] = "float32",
     jobs: Annotated[
         int,
@@ -104,7 +103,7 @@ def separate(
         raise typer.BadParameter(f"--overlap-seconds must be above 0 and at most {half}")
     run_options: RunOptions = {
         "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
-        "overlap_seconds": overlap_seconds, "precision": precision,
+        "overlap_seconds": overlap_seconds, "precision": cast(Any, precision),
     }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
@@ -188,10 +187,8 @@ class _Run:
             print_message(self.error)
 
     def _separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str, n_processes: int) -> None:
-        from tqdm import tqdm
-
-        from flasepformer.evaluation.workers import map_in_processes
         from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
+        from flasepformer.inference.workers import map_in_processes
         from flasepformer.models import CheckpointError
 
         try:
@@ -211,11 +208,10 @@ class _Run:
                     f"there is no track {self.track}; the model gives {separator.n_sources}"
                 )
             shows_bar = not self.quiet and sys.stderr is not None and sys.stderr.isatty()
-            with tqdm(total=len(jobs), disable=not shows_bar, bar_format=_BAR, smoothing=0) as bar:
+            with closing(Bar(shows_bar)) as bar:
 
                 def tell(step: str, share: float, index: int = 0) -> None:
-                    bar.set_description_str(f"{index + 1}/{len(jobs)} {step}", refresh=False)
-                    bar.update(index + share - bar.n)
+                    bar.tell(f"{index + 1}/{len(jobs)} {step}", (index + share) / len(jobs))
 
                 n_processes = 1 if any(job.source == STDIN for job in jobs) else min(n_processes, len(jobs))
                 if n_processes > 1:

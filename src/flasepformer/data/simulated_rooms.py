@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flasepformer.data.acoustics import RoomResponse
+from flasepformer.installing import how_to_install
 
 _N_ROOMS = 100  # drawn before the decay asked for is held to be impossible
 
@@ -125,8 +126,6 @@ def load_pyroomacoustics() -> Any:
     try:
         import pyroomacoustics
     except ImportError as error:
-        raise ImportError(
-            'simulated rooms need the extra "data": pip install "flasepformer[data]"'
-        ) from error
+        raise ImportError(f'simulated rooms need the extra "data": {how_to_install("data")}') from error
     pyroomacoustics.constants.set("num_threads", 1)  # the order of its sums must not depend on the machine
     return pyroomacoustics

@@ -18,8 +18,8 @@ from flasepformer.evaluation.scoring import check_metrics, score_estimates, why_
 from flasepformer.evaluation.separating import Separate, describe_run, fix_mode, separation_by, share_memory
 from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.summary import EvaluationResult
-from flasepformer.evaluation.workers import WorkerDied, map_in_processes
 from flasepformer.inference import RunOptions, SeparationError, Separator, weights_digest
+from flasepformer.inference.workers import WorkerDied, map_in_processes
 
 
 def evaluate(

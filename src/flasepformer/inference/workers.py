@@ -76,7 +76,7 @@ def _map_until_a_death(payload: bytes, items: Sequence[Any], n_processes: int) -
             for future in [pool.submit(_work, item) for item in items]:
                 yield future.result()
         except BrokenProcessPool as error:
-            raise WorkerDied("the process that scored it died, perhaps for want of memory") from error
+            raise WorkerDied("the process that worked on it died, perhaps for want of memory") from error
         except BaseException:  # an interrupt, too: what is under way is not waited for
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()

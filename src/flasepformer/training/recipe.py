@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from flasepformer.data import DynamicMixingConfig
+from flasepformer.installing import how_to_install
 from flasepformer.models import SepReformerConfig
 from flasepformer.models.registry import FAMILIES, build_model, registered_names
 
 DEFAULT_FAMILY = "sepreformer"
 """Of a recipe that names none."""
 
-NEEDS_EXTRA = 'training needs the extra "train": pip install "flasepformer[train]"'
+NEEDS_EXTRA = f'training needs the extra "train": {how_to_install("train")}'
 
 
 @dataclass(frozen=True, kw_only=True)
