@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from flasepformer.inference import best_weights
 from flasepformer.models import DEFAULT_MODEL
 from flasepformer.models import load_model as load_network
 
@@ -30,7 +31,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> SeparationModel:
     """Load a model, ready to separate (in eval mode, float32, on the CPU).
 
     Args:
-        name_or_path: See `flasepformer.models.load_model`.
+        name_or_path: See `flasepformer.models.load_model`; a folder of a training run means its best weights.
 
     Returns:
         The model: mixture (batch, time) to estimates (batch, source, time).
@@ -38,4 +39,4 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> SeparationModel:
     Raises:
         CheckpointError: If there is no such model, or its checkpoint is refused.
     """
-    return cast(SeparationModel, load_network(name_or_path))
+    return cast(SeparationModel, load_network(best_weights(name_or_path)))

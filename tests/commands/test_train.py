@@ -6,6 +6,7 @@ import soundfile
 import yaml
 from typer.testing import CliRunner
 
+import flasepformer
 from flasepformer.cli import app
 from flasepformer.installing import how_to_install
 from flasepformer.models import load_model
@@ -37,6 +38,19 @@ def test_train_prints_where_the_best_weights_are_and_does_not_repeat_itself(tmp_
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 3
     assert "holds a run already" in again.stderr
+    environment = (tmp_path / "run" / "environment.txt").read_text()
+    assert environment.startswith(f"flasepformer {flasepformer.__version__}, sources ")
+    assert "\ncommand " in environment
+    assert "hours_left 0.0" in result.stdout
+    assert flasepformer.load_model(tmp_path / "run").config == load_model(tmp_path / "run" / "best").config
+    over = CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cpu"])  # issue 16
+    assert over.exit_code == 0, over.output
+    assert CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cuda:9"]).exit_code == 3
+    on = [*arguments[:-1], "optimization.n_steps=2", "--set", "seed=5", "--resume"]
+    result = CliRunner().invoke(app, on)
+    assert result.exit_code == 0, result.output
+    assert "from step 1 on, seed is 5 and was 0; optimization.n_steps is 2 and was 1" in result.stderr
+    assert "seed: 0" in (tmp_path / "run" / "recipe-until-step-00000001.yaml").read_text()
 
 
 def test_train_names_a_wrong_setting_and_leaves_nothing(tmp_path):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from flasepformer.cli.words import checked_device
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Recipe: YAML, see recipes/.")],
@@ -41,6 +43,13 @@ def train(
         typer.Option("--set", help="Change the recipe, e.g. optimization.n_steps=20000; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where the folder holds a run, which is removed.")
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N: where the model is trained."),
+    ] = "auto",
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps the decoded speech between runs.")
     ] = None,
@@ -70,7 +79,7 @@ def train(
                     f"--{kind} is of no use: {recipe} trains on {loaded.data.train_on} and validates on "
                     f"{loaded.data.validate_on}; see data.train_on and data.validate_on"
                 )
-        best = run(loaded, out, resume=resume, speech_cache=cache)
+        best = run(loaded, out, resume=resume, overwrite=overwrite, device=device, speech_cache=cache)
     except (TrainingError, ValueError, OSError, ImportError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from flasepformer.data.acoustics import RoomResponse
 from flasepformer.installing import how_to_install
@@ -109,7 +110,8 @@ def simulate_rooms(
     """
     rng = np.random.default_rng([seed, n_rooms])
     rooms = (draw_room(rng, n_talkers, decay_seconds) for _ in range(n_rooms))
-    return [[response for _, response in room.responses(sample_rate)] for room in rooms]
+    bar = tqdm(rooms, total=n_rooms, desc="simulating rooms", unit="room", disable=None)
+    return [[response for _, response in room.responses(sample_rate)] for room in bar]
 
 
 def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -24,6 +24,7 @@ from flasepformer.inference.separator import (
     Progress,
     SeparationReport,
     Separator,
+    best_weights,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "SeparationError",
     "SeparationReport",
     "Separator",
+    "best_weights",
     "growing_folder",
     "parse_size",
     "pick_device",

@@ -66,6 +66,14 @@ class RunFolder:
                     folder.rmdir()
             raise
 
+    def clear(self) -> None:
+        """Remove what a run has left; the speech that was decoded for it and files of others stay."""
+        for folder in (self.best, self.path / CANDIDATES_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = [CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, CURVE_FILE, RECIPE_FILE, "environment.txt"]
+        for path in [*(self.path / name for name in files), *self.path.glob("recipe-until-step-*.yaml")]:
+            path.unlink(missing_ok=True)
+
     def candidate(self, step: int) -> Path:
         """Return the folder for the weights that were validated after a step."""
         return self.path / CANDIDATES_FOLDER / f"step-{step:08d}"
