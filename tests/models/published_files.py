@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import tomllib
 from importlib.resources import files
 
 import torch
@@ -13,7 +14,7 @@ from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.layouts.modelscope import _sepreformer_settings
 from flasepformer.models.registry import count_parameters
 
-CATALOGUE = yaml.safe_load((files("flasepformer") / "models" / "published.yaml").read_text())
+CATALOGUE = tomllib.loads((files("flasepformer") / "models" / "published.toml").read_text())
 SEVEN = tuple(CATALOGUE["models"])
 
 

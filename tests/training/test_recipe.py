@@ -68,7 +68,24 @@ def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
             "mixing.speed_range, mixing.rooms: of no effect",
         ),
         ("n_logged_mixtures: -1\n", "n_logged_mixtures"),
-        ("optimization:\n", "optimization must hold"),
+        ("optimization: 5\n", "optimization must hold"),
+        ("seed: null\n", r"seed must be a whole number, got nothing \(null\)"),
+        ("seed: 1.5\n", r"seed must be a whole number, got 1\.5"),
+        ("optimization: {n_steps: true}\n", "optimization.n_steps must be a whole number, got True"),
+        (
+            "mixing: {speed_range: [1]}\n",
+            r"mixing.speed_range must be two numbers, such as \[0.5, 2\], got \[1\]",
+        ),
+        (
+            "mixing: {noise: [1]}\n",
+            r"mixing.noise must be a list, such as \[one, another\], or null, got \[1\]",
+        ),
+        ("data: {train_on: music}\n", "data.train_on must be one of speech, mixtures, got 'music'"),
+        ("data: {valid_clean: maybe}\n", "data.valid_clean must be true or false, got 'maybe'"),
+        (
+            "model: {attention: soft}\n",
+            "model.attention must be one of focused_linear, linear, softmax, got 'soft'",
+        ),
         ("validate_every: 0\n", "epoch"),
     ],
 )
@@ -77,6 +94,22 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_null_and_empty_lists_mean_none(tmp_path):  # issue 16
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {PROJECT / 'recipes' / 'default.yaml'}\ninitial_checkpoint: null\nlicence:\ndata:\n"
+        "mixing: {noise: [], rooms: null}\n"
+    )
+    recipe = load_recipe(path)
+    assert (recipe.initial_checkpoint, recipe.licence, recipe.data) == ("", "", load_recipe(path).data)
+    assert (recipe.mixing.noise, recipe.mixing.rooms) == ((), "")
+    default = PROJECT / "recipes" / "default.yaml"
+    recipe = load_recipe(default, ["mixing.noise=null", "mixing.rooms=null", "initial_checkpoint="])
+    assert (recipe.mixing.noise, recipe.mixing.rooms, recipe.initial_checkpoint) == ((), "", "")
+    assert load_recipe(default, ["mixing.noise=one"]).mixing.noise == ("one",)
+    assert load_recipe(default, ["optimization.learning_rate=1e-4"]).optimization.learning_rate == 1e-4
 
 
 def test_a_training_too_short_for_its_peak_is_refused_with_what_would_fit():

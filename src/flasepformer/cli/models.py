@@ -22,7 +22,8 @@ def models(
     Published weights come from their publishers at the first use (`separate --model NAME`, `download NAME`)
     and are here from then on. RTF: time over the length of the recording, on one thread of a CPU. MEMORY:
     beside the program and the model, for a recording of one minute. GMAC/S: billions of multiply-adds per
-    second of audio, of a recording of 10 s. Random weights are for training.
+    second of audio, of a recording of 10 s. Random weights are for training. What has to be trained and is
+    not counted: the auxiliary heads, which separation does without.
     """
     from flasepformer.models import CheckpointError, list_models, published_models  # not for --help
 

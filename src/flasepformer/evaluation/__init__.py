@@ -17,7 +17,7 @@ from flasepformer.evaluation.conditions import CONDITIONS, MeasuredSpeech
 from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.examples import Example, choose_examples, make_examples
 from flasepformer.evaluation.measuring import measure
-from flasepformer.evaluation.provenance import describe_set, versions, weights_digest
+from flasepformer.evaluation.provenance import describe_set, versions
 from flasepformer.evaluation.published_scores import (
     Reproduction,
     compare_with_published,
@@ -27,10 +27,11 @@ from flasepformer.evaluation.published_scores import (
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
-from flasepformer.evaluation.separating import describe_run, label_run
+from flasepformer.evaluation.separating import describe_run, fix_mode, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import EvaluationResult, Summary
+from flasepformer.inference import weights_digest
 
 __all__ = [
     "CONDITIONS",
@@ -56,6 +57,7 @@ __all__ = [
     "describe_set",
     "evaluate",
     "find_published_score",
+    "fix_mode",
     "label_run",
     "load_result",
     "make_examples",

@@ -20,12 +20,12 @@ import numpy as np
 from flasepformer.data import MixtureSet
 from flasepformer.evaluation.conditions import CONDITIONS, COUNTS, MeasuredSpeech
 from flasepformer.evaluation.evaluate import evaluate
-from flasepformer.evaluation.provenance import names_digest, versions, weights_digest
+from flasepformer.evaluation.provenance import names_digest, versions
 from flasepformer.evaluation.separating import describe_run
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import TABLE_FILE, Summary
 from flasepformer.files import markdown_table, write_whole
-from flasepformer.inference import RunOptions, Separator
+from flasepformer.inference import RunOptions, Separator, weights_digest
 
 MODELS_FILE = "models.json"
 """Labels of the models that were measured last; the tables are about these."""

@@ -1,7 +1,9 @@
 """What is raised when a model cannot be had."""
 
+from flasepformer.errors import FlasepformerError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(FlasepformerError, ValueError):
     """A checkpoint that is refused; the message says what was expected and what came."""
 
 

@@ -1,8 +1,9 @@
 """Weights published by others for our networks, by name: what there is, and a local copy of each.
 
-`published.yaml` lists them; FLASEPFORMER_MODELS may name a file of one's own. The first use of a name fetches
-its files from where they were published, checks them, and turns them into our format; from then on the local
-copy is used, without any request. The copies lie in FLASEPFORMER_HOME, by default in the user's cache folder.
+`published.toml` lists them; FLASEPFORMER_MODELS may name a file of one's own, TOML or YAML. The first use of
+a name fetches its files from where they were published, checks them, and turns them into our format; from
+then on the local copy is used, without any request. The copies lie in FLASEPFORMER_HOME, by default in the
+user's cache folder.
 
 Hosts: GitHub, also with git-LFS (FLASEPFORMER_GITHUB_ENDPOINT instead of https://github.com; the variables of
 GitHub's own tools have other uses), and ModelScope (MODELSCOPE_ENDPOINT, as for its own client).
@@ -14,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
 from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, convert_checkpoint
@@ -192,7 +193,7 @@ def published_models() -> Catalogue:
     Raises:
         PublishedError: A list cannot be read, or an entry makes no sense; the message names it.
     """
-    content = _read_list(Path(str(files("flasepformer") / "models" / "published.yaml")))
+    content = _read_list(Path(str(files("flasepformer") / "models" / "published.toml")))
     if own := os.environ.get("FLASEPFORMER_MODELS"):
         for table, entries in _read_list(Path(own)).items():
             content[table] = {**content[table], **entries}
@@ -469,10 +470,22 @@ def _locked(path: Path, model: PublishedModel, notify: Callable[[str], None]) ->
         yield
 
 
+def _parsed(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return tomllib.loads(text)
+    import yaml  # an extra: what is in the package is TOML
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def _read_list(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = _parsed(path)
+    except (OSError, ValueError) as error:
         raise PublishedError(f"the list of models {path} cannot be read: {_first_line(error)}") from error
     tables = ("models", "aliases", "not_published")
     if not isinstance(content, dict) or not content.keys() <= {*tables}:

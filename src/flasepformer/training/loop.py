@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import os
-import platform
 import signal
 import sys
 import time
@@ -25,6 +23,7 @@ from flasepformer.models import load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.beginning import write_beginning
 from flasepformer.training.board import Board
 from flasepformer.training.examples import (
     BatchTable,
@@ -40,7 +39,7 @@ from flasepformer.training.examples import (
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
 from flasepformer.training.process_group import process_group
-from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
+from flasepformer.training.recipe import OptimizationConfig, Recipe
 from flasepformer.training.run_folder import (
     CHECKPOINT_FILE,
     PREVIOUS_CHECKPOINT_FILE,
@@ -60,7 +59,13 @@ _LONGEST_LOGGED_SECONDS = 10.0
 
 
 def train(
-    recipe: Recipe, folder: str | Path, *, resume: bool = False, speech_cache: str | Path | None = None
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    speech_cache: str | Path | None = None,
 ) -> Path:
     """Train a model.
 
@@ -78,7 +83,9 @@ def train(
         recipe: What to train, on what, and how.
         folder: Where the run is kept.
         resume: Continue the run in that folder; its recipe may change in what does not alter the network.
-            One that has reached its end is left as it is.
+            One that has reached its end is left as it is. The recipe of before is kept beside the new one.
+        overwrite: Begin anew in a folder that holds a run, which is removed.
+        device: "auto" takes a GPU if there is one; "cpu", "cuda", "cuda:1".
         speech_cache: Folder that keeps the decoded speech for the next run.
 
     Returns:
@@ -91,7 +98,10 @@ def train(
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
-    with process_group(recipe, run_folder) as accelerator:
+    with process_group(recipe, run_folder, device) as accelerator:
+        if overwrite and not resume:
+            with accelerator.main_process_first():
+                run_folder.clear()
         _train(recipe, run_folder, accelerator, resume, speech_cache)
     return _best(run_folder) if accelerator.is_main_process else run_folder.best
 
@@ -103,7 +113,9 @@ def _train(
     with run_folder.unmade_if_refused():
         state = run_folder.load_checkpoint() if resume else None
         if not resume and run_folder.checkpoint is not None:
-            raise TrainingError(f"{run_folder.path} holds a run already; resume it or choose another folder")
+            raise TrainingError(
+                f"{run_folder.path} holds a run already; resume it, overwrite it or choose another folder"
+            )
         progress = _Progress.restored(state["progress"]) if state else _Progress()
         progress.seconds_heard = progress.seconds_heard or progress.n_heard * recipe.mixing.segment_seconds
         parts = _build(recipe, accelerator, state)
@@ -576,8 +588,15 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         known = {key: value for key, value in row.items() if value is not None}
+        n_left = self.recipe.optimization.n_steps - progress.step
+        hours_left = n_left * progress.seconds / max(progress.step, 1) / 3600
         self.folder.append_to_curve(row)
-        print("  ".join(f"{key} {value}" for key, value in known.items()), flush=True)
+        print(
+            "  ".join(
+                f"{key} {value}" for key, value in [*known.items(), ("hours_left", round(hours_left, 2))]
+            ),
+            flush=True,
+        )
         if scores is not None:
             known["valid_loss_db"] = -scores.si_snr_db
         board.numbers(known, progress.step)
@@ -631,8 +650,7 @@ def _begin(
     if accelerator.is_main_process:  # only now: a run that the recipe does not fit keeps its own
         folder.cut_curve(progress.step)
         progress.candidates = folder.present(progress.candidates)
-        save_recipe(recipe, folder.recipe)
-        (folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
+        write_beginning(recipe, folder, accelerator, progress.step)
     if recipe.optimization.checkpoint_activations:
         checkpoint_activations(model)
     network = accelerator.prepare(_TrainingStep(model, recipe.optimization.loss_limit_db).train())
@@ -667,15 +685,6 @@ def _restore(
         raise TrainingError(
             "the run is of another network or optimizer than the recipe's; the recipe.yaml in its folder fits"
         ) from error
-
-
-def _environment(accelerator: Any) -> str:
-    return (
-        f"python {platform.python_version()}, torch {torch.__version__}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores\n"
-        f"device {accelerator.device}, {accelerator.num_processes} processes "
-        f"of {torch.get_num_threads()} threads\nstarted {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
-    )
 
 
 @contextlib.contextmanager

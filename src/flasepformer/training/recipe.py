@@ -3,22 +3,22 @@
 import dataclasses
 import difflib
 import functools
-from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from flasepformer.data import DynamicMixingConfig
+from flasepformer.installing import how_to_install
 from flasepformer.models import SepReformerConfig
 from flasepformer.models.registry import FAMILIES, build_model, registered_names
 
 DEFAULT_FAMILY = "sepreformer"
 """Of a recipe that names none."""
 
-NEEDS_EXTRA = 'training needs the extra "train": pip install "flasepformer[train]"'
+NEEDS_EXTRA = f'training needs the extra "train": {how_to_install("train")}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,28 +298,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     documents = _with_bases(Path(path))
     settings = _top_level(documents, overrides)
     family, fields = _network(settings.get("family"), settings.get("model_name"))
-    keys = _keys(family)
+    kinds = _kinds(family)
+    values: dict[str, Any] = {f"model.{name}": value for name, value in fields.items()}
     for part, document in documents.items():
-        for key in _flat(document):
-            _check_known(key, keys, str(part))
+        for key, value in _flat(document).items():
+            values[key] = _checked(key, value, kinds, str(part))
     for override in overrides:
-        _check_known(override.partition("=")[0], keys, f"setting {override}")
-    parser = _parser(family, fields)
-    arguments = {f"--config={part}": str(part) for part, document in documents.items() if document}
-    arguments |= {f"--{override}": f"setting {override}" for override in overrides}
-    values = vars(parser.instantiate(_parse(parser, arguments)))
-    return Recipe(**{key.name: values[key.name] for key in dataclasses.fields(Recipe)})
-
-
-def _parse(parser: Any, arguments: Mapping[str, str]) -> Any:
-    """Parse arguments, each with its name for a person; the last one that is added blames itself."""
-    try:
-        return parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        *before, last = arguments.items()
-        if before:
-            _parse(parser, dict(before))
-        raise ValueError(f"{last[1]}: {' '.join(str(error).split())}") from error
+        key, _, text = override.partition("=")
+        where = f"setting {override}"
+        _check_known(key, list(kinds), where)
+        values[key] = _checked(key, _as_yaml(text, kinds[key], where), kinds, where)
+    sections: dict[str, dict[str, Any]] = {"model": {}, **{name: {} for name in _SECTIONS}}
+    top: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (sections[section] if section else top)[name] = value
+    configs = {"model": FAMILIES[family][0], **_SECTIONS}
+    made = {name: configs[name](**settings) for name, settings in sections.items()}
+    return Recipe(**made, **{key: value for key, value in top.items() if key not in _READING_KEYS})
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -365,6 +361,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(settings).__name__}")
     for section in ("model", *_SECTIONS):
+        if section in settings and settings[section] is None:  # all that stands under it is commented out
+            settings[section] = {}
         if not isinstance(settings.get(section, {}), dict):
             raise ValueError(f"{path}: {section} must hold keys and values, got {settings[section]!r}")
     return settings
@@ -383,21 +381,111 @@ def _top_level(documents: Mapping[Path, Mapping[str, Any]], overrides: Sequence[
     return settings
 
 
-def _flat(settings: Mapping[Any, Any]) -> list[str]:
-    """Return the keys of a recipe, those of a section with its name before them."""
-    keys = []
+def _flat(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the keys of a recipe with their values, those of a section with its name before them."""
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        keys += [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
-    return keys
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {}
+        flat |= {} if isinstance(value, dict) else {str(key): value}
+    return flat
 
 
-def _keys(family: str) -> list[str]:
-    """Return what a recipe for a network of that family can say."""
+def _kinds(family: str) -> dict[str, Any]:
+    """Return what a recipe for a network of that family can say, and of what type each value is."""
     sections = {"model": FAMILIES[family][0], **_SECTIONS}
-    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in sections]
+    kinds = {key: kind for key, kind in get_type_hints(Recipe).items() if key not in sections}
     for name, config in sections.items():
-        keys += [f"{name}.{field.name}" for field in dataclasses.fields(config)]
-    return [*keys, *_READING_KEYS]
+        kinds |= {f"{name}.{field}": kind for field, kind in get_type_hints(config).items()}
+    return {**kinds, **dict.fromkeys(_READING_KEYS, str)}
+
+
+def _as_yaml(text: str, kind: Any, where: str) -> Any:
+    """Return the value that a setting names; text is taken as it stands."""
+    import yaml
+
+    if kind is str or get_origin(kind) is Literal:
+        return None if text in ("", "null", "~") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _checked(key: str, value: Any, kinds: Mapping[str, Any], where: str) -> Any:
+    """Return a value as its key wants it; null is "none" where there is such a thing.
+
+    Raises:
+        ValueError: There is no such key, or the value is not of its type.
+    """
+    _check_known(key, list(kinds), where)
+    kind = kinds[key]
+    expected, convert = _reader(kind)
+    try:
+        return convert(value)
+    except (TypeError, ValueError) as error:
+        came = "nothing (null)" if value is None else repr(value)
+        raise ValueError(f"{where}: {key} must be {expected}, got {came}") from error
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[Any], Any]]:
+    """Return what a person is told that a value must be, and what makes it so or raises an error."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}", lambda value: _one_of(value, get_args(kind))
+    if kind == tuple[str, ...]:
+        return "a list, such as [one, another], or null", _texts
+    if kind == tuple[float, float]:
+        return "two numbers, such as [0.5, 2]", _two_numbers
+    readers: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+        int: ("a whole number", _whole), float: ("a number", _number), bool: ("true or false", _truth),
+        str: ("text, or null for none", _text),
+    }  # fmt: skip
+    return readers[kind]
+
+
+def _one_of(value: Any, choices: Sequence[Any]) -> Any:
+    value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value  # YAML's no
+    if value not in choices:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)  # text, too: YAML takes 1e-3 for text
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != int(number):
+        raise ValueError(value)
+    return value if isinstance(value, int) else int(number)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (bool, list, dict)):
+        raise TypeError(value)
+    return "" if value is None else str(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [] if value is None or value == "" else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in values):
+        raise TypeError(value)
+    return tuple(values)
+
+
+def _two_numbers(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    low, high = map(_number, value)
+    return low, high
 
 
 def _check_known(key: str, keys: Sequence[str], where: str) -> None:
@@ -426,18 +514,3 @@ def _network(family: Any, model_name: Any) -> tuple[str, Mapping[str, Any]]:
 def _registered_config(model_name: str) -> Any:
     with torch.device("meta"):  # nothing is allocated
         return build_model(model_name).config
-
-
-def _parser(family: str, fields: Mapping[str, Any]) -> Any:
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError as error:
-        raise ImportError(NEEDS_EXTRA) from error
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    for key in _READING_KEYS:
-        parser.add_argument(f"--{key}", type=str)
-    parser.add_class_arguments(Recipe, skip={"model"})
-    parser.add_class_arguments(FAMILIES[family][0], "model")
-    parser.set_defaults({f"model.{name}": value for name, value in fields.items()})
-    return parser

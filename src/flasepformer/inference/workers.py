@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from flasepformer.errors import FlasepformerError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _function: Callable[[Any], Any]  # what a worker process does, set once in each
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(FlasepformerError, RuntimeError):
     """The process that worked on an item was killed, most often for want of memory."""
 
 
@@ -74,7 +76,7 @@ def _map_until_a_death(payload: bytes, items: Sequence[Any], n_processes: int) -
             for future in [pool.submit(_work, item) for item in items]:
                 yield future.result()
         except BrokenProcessPool as error:
-            raise WorkerDied("the process that scored it died, perhaps for want of memory") from error
+            raise WorkerDied("the process that worked on it died, perhaps for want of memory") from error
         except BaseException:  # an interrupt, too: what is under way is not waited for
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
