@@ -149,7 +149,7 @@ class PublishedModel:
 
     @property
     def download_size(self) -> str:
-        """Size of the download for a person; where only the host knows it, what the weights themselves take."""
+        """Size of the download, for a person; where only the host knows it, that of the numbers."""
         known = self.weights.size
         return f"about {4 * self.parameters / 1e6:.0f} MB" if known is None else f"{known / 1e6:.0f} MB"
 
