@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-from flasepformer import __version__
 from flasepformer.models.errors import FetchError
 
 CONNECT_SECONDS = 15.0
@@ -60,7 +60,7 @@ def opened_client() -> Iterator[Any]:
     """Yield an HTTP client for `fetch` and `fetch_json`."""
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     # Compressed, a byte of the answer would not be a byte of the file.
-    headers = {"User-Agent": f"flasepformer/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"flasepformer/{version('flasepformer')}", "Accept-Encoding": "identity"}
     with httpx.Client(follow_redirects=True, timeout=timeout, headers=headers) as client:
         yield client
 
