@@ -62,7 +62,7 @@ def test_table_of_published_weights_says_what_their_entries_say():
         assert use == model.use
         assert float(score) == model.scores[0].si_snri
         assert licence == f"{model.licence}; {'yes' if model.commercial_use else 'no'}"
-        assert size == (f"{model.weights.size / 1e6:.0f} MB" if model.weights.size else "not listed")
+        assert size == model.download_size
         assert (factor, memory) == (
             f"{model.measured.real_time_factor:.2f}",
             f"{model.measured.megabytes:.0f} MB",

@@ -188,7 +188,7 @@ def _score(
     device: str,
     overwrite: bool,
 ) -> tuple["EvaluationResult", Path, "RunOptions | None", dict[str, Any] | None]:
-    """Evaluate and write the results; return them, the table's path, the way taken, and what was published."""
+    """Evaluate, write the results; return them, the table's path, the way taken, and what was published."""
     from flasepformer.data import open_mixtures
     from flasepformer.evaluation import (
         check_metrics,

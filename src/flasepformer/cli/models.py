@@ -67,7 +67,7 @@ def _published(model: "PublishedModel") -> tuple[str, ...]:
         score.set if score else "?",
         model.licence,
         "yes" if model.commercial_use else "no",
-        f"{model.weights.size / 1e6:.0f} MB" if model.weights.size else "?",
+        model.download_size,
         "yes" if local_copy(model) else "no",
         f"{measured.real_time_factor:.2f}" if measured else "?",
         f"{measured.megabytes:.0f} MB" if measured else "?",

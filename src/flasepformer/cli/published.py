@@ -44,8 +44,7 @@ def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool =
     if local_copy(model) is None:
         accepted = model.commercial_use or accept_licence or licence_is_accepted()
         if not quiet or not accepted:
-            size = "" if model.weights.size is None else f", {model.weights.size / 1e6:.0f} MB"
-            print_message(f"{model.name}{size}, from {model.source}")
+            print_message(f"{model.name}, {model.download_size}, from {model.source}")
             print_message(
                 f"  licence: {model.licence}{'' if model.commercial_use else ' (no commercial use)'}"
             )

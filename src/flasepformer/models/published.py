@@ -148,6 +148,12 @@ class PublishedModel:
             if is_wrong:
                 raise ValueError(message)
 
+    @property
+    def download_size(self) -> str:
+        """Size of the download, for a person; where only the host knows it, that of the numbers."""
+        known = self.weights.size
+        return f"about {4 * self.parameters / 1e6:.0f} MB" if known is None else f"{known / 1e6:.0f} MB"
+
     def info(self) -> ModelInfo:
         """Describe the model as `list_models` does."""
         return ModelInfo(
