@@ -151,14 +151,14 @@ def test_models_says_what_to_take_for_what_and_what_is_here(server):
     before = run("models").stdout.splitlines()
     row = next(line for line in before if line.startswith(APACHE))
     assert "best on clean speech" in row
-    assert row.split()[-3] == "no"
+    assert row.split()[-4:] == ["no", "1.85", "413", "MB"]
     assert "22.1 libri2mix Apache-2.0 yes 0 MB" in " ".join(row.split())
     assert any(line.startswith(f"best = {APACHE}: ") for line in before)
     assert any(line.startswith("fast = ") for line in before)
     assert sum("have not published the weights" in line for line in before) == 2
     run("download", APACHE)
     row = next(line for line in run("models").stdout.splitlines() if line.startswith(APACHE))
-    assert row.split()[-3] == "yes"
+    assert row.split()[-4] == "yes"
     listed = {info["name"]: info for info in json.loads(run("models", "--json").stdout)}
     assert listed[APACHE]["is_here"] is True
     assert listed[LISTED]["is_here"] is False
