@@ -36,22 +36,23 @@ def obtain_published(name: str, *, accept_licence: bool, quiet: bool = False) ->
 
 def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool = False) -> Path:
     """Return the folder of a published model, after asking on a terminal where its licence wants it."""
+    from flasepformer.models import local_copy, obtain
+    from flasepformer.models.published import check_can_fetch, licence_is_accepted
+
+    folder = local_copy(model)
+    if folder is not None:
+        return folder
+    check_can_fetch()
     from tqdm import tqdm
 
-    from flasepformer.models import local_copy, obtain
-    from flasepformer.models.published import licence_is_accepted
-
-    if local_copy(model) is None:
-        accepted = model.commercial_use or accept_licence or licence_is_accepted()
-        if not quiet or not accepted:
-            print_message(f"{model.name}, {model.download_size}, from {model.source}")
-            print_message(
-                f"  licence: {model.licence}{'' if model.commercial_use else ' (no commercial use)'}"
-            )
-            print_message(f"  trained on: {model.data}")
-            print_message(f"  cite: {model.citation}")
-        if not accepted and _is_terminal():
-            accept_licence = _ask("Do you accept this licence? [y/N] ")
+    accepted = model.commercial_use or accept_licence or licence_is_accepted()
+    if not quiet or not accepted:
+        print_message(f"{model.name}, {model.download_size}, from {model.source}")
+        print_message(f"  licence: {model.licence}{'' if model.commercial_use else ' (no commercial use)'}")
+        print_message(f"  trained on: {model.data}")
+        print_message(f"  cite: {model.citation}")
+    if not accepted and _is_terminal():
+        accept_licence = _ask("Do you accept this licence? [y/N] ")
     shows_bar = not quiet and sys.stderr is not None and sys.stderr.isatty()
     with tqdm(disable=not shows_bar, unit="B", unit_scale=True, desc=model.name, leave=False) as bar:
 

@@ -19,6 +19,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
+from flasepformer.installing import how_to_install
 from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, convert_checkpoint
 from flasepformer.models.errors import CheckpointError, FetchError
 from flasepformer.models.registry import FAMILIES, ModelInfo
@@ -270,6 +272,7 @@ def obtain(
             f"the weights of {model.name} are under {model.licence}, which has to be accepted before they "
             "are fetched: --accept-licence, FLASEPFORMER_ACCEPT_LICENCE=1, or accept_licence=True in Python"
         )
+    check_can_fetch()
     try:
         work = home() / "downloads" / model.name
         work.mkdir(parents=True, exist_ok=True)
@@ -289,6 +292,19 @@ def obtain(
             f"{model.name} cannot be kept in {home()} (FLASEPFORMER_HOME): {where}: {error.strerror or error}"
         ) from error
     return folder
+
+
+def check_can_fetch() -> None:
+    """Make sure that the packages are here which fetch and convert published weights.
+
+    Raises:
+        PublishedError: The extra `hub` is missing; the message says how to install it.
+    """
+    for package in ("huggingface_hub", "filelock", "yaml", "tqdm"):
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise PublishedError(f"published weights need the extra hub: {how_to_install('hub')}") from error
 
 
 def export(folder: Path, target: Path) -> Path:
