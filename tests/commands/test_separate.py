@@ -800,7 +800,7 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
     assert len(printed.read_text().splitlines()) == 2
     assert names(arguments[-1]) == outputs("a")
     left = [*scratch.glob("flasepformer-*"), *arguments[-1].glob(".*")]
-    assert len(left) >= 2  # the command's own folder, the tracks', and perhaps that of the pipe's copy
+    assert left  # of the tracks, and of the command itself where it has heard of TMPDIR
     foreign = scratch / "flasepformer-scratch-of-mine.txt"
     foreign.touch()
     arguments[1].unlink()
