@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from contextlib import contextmanager
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -788,6 +789,7 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
     arguments, wait = standstill
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    forkserver.ensure_running()  # the name of its socket would be too long below such a TMPDIR
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)
     printed = tmp_path / "printed"
@@ -800,7 +802,7 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
     assert len(printed.read_text().splitlines()) == 2
     assert names(arguments[-1]) == outputs("a")
     left = [*scratch.glob("flasepformer-*"), *arguments[-1].glob(".*")]
-    assert left  # of the tracks, and of the command itself where it has heard of TMPDIR
+    assert left  # the folder of the tracks, and the command's own where the process has this TMPDIR
     foreign = scratch / "flasepformer-scratch-of-mine.txt"
     foreign.touch()
     arguments[1].unlink()

@@ -112,7 +112,8 @@ def separate(
         "mix_channels": mix_channels,
     }  # fmt: skip
     with temporary_folder() as scratch:
-        folder = scratch if out == STDOUT else Path(out)
+        # Not the scratch folder itself: that is locked, and publishing locks the folder of the tracks.
+        folder = scratch / "tracks" if out == STDOUT else Path(out)
         recordings, failures = plan_jobs(paths, folder, recursive=recursive, suffix=suffix)
         if conflict := find_conflict(recordings, folder, format):
             raise typer.BadParameter(
