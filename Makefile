@@ -2,12 +2,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo-ready
+DOCS_READY := $(VENV)/.docs-ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal  # a process per core, each of up to 1 GB
 
-.PHONY: demo test test-all lint clean
+CORE ?= 1
+CORES ?= 1
+CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
+PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
-demo: $(READY)  ## separate a bundled mixture, print the result and draw a picture
+.PHONY: demo test test-all lint docs campaign campaign-pack clean
+
+demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
 
 test: $(READY)  ## the default tests: no GPU, no network
@@ -22,10 +30,34 @@ lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $(READY)
+campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
+	$(BIN)/python recipes/campaign.py unpack
+ifeq ($(CORES),1)
+	OMP_NUM_THREADS=1 $(PIN) $(BIN)/python $(CAMPAIGN)
+else
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node $(CORES) $(CAMPAIGN)
+endif
+
+campaign-pack: $(READY)  ## put the state of that run into docs/campaign, to be committed
+	$(BIN)/python recipes/campaign.py pack
+
+docs: $(DOCS_READY)  ## the reference of the Python interface, as pages in build/site
+	$(BIN)/mkdocs build --quiet
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/python  ## what separating and drawing needs, no more
+	$(PIP) -e ".[demo]"
+	touch $@
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	touch $(READY) $(DEMO_READY)
+
+$(DOCS_READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[docs]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist

@@ -91,7 +91,7 @@ OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
 _OPUS_LEAST, _OPUS_RANGE = 6.0, 250.0  # libsndfile's kbit/s at compression level 1, and what level 0 adds
 _OVERHEAD = 1.04  # of the container, and what the encoder takes beyond its rate
 
-PACKAGES = ("soundfile", "cffi", "pycparser", "soxr", "jsonargparse")
+PACKAGES = ("soundfile", "cffi", "pycparser", "soxr")
 """What training needs beside PyTorch, numpy, accelerate, tensorboard, safetensors, huggingface-hub, pyyaml,
 tqdm and typer."""
 PLATFORMS = (

@@ -13,15 +13,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flasepformer.audio import AudioError as AudioError
+    from flasepformer.errors import Cancelled as Cancelled
+    from flasepformer.errors import FlasepformerError as FlasepformerError
+    from flasepformer.errors import InputError as InputError
+    from flasepformer.inference import AlreadySeparated as AlreadySeparated
+    from flasepformer.inference import DeviceError as DeviceError
+    from flasepformer.inference import NotEnoughMemory as NotEnoughMemory
+    from flasepformer.inference import OutputError as OutputError
+    from flasepformer.inference import OutputExists as OutputExists
+    from flasepformer.inference import SeparationError as SeparationError
     from flasepformer.inference import Separator as Separator
+    from flasepformer.models import CheckpointError as CheckpointError
     from flasepformer.models import list_models as list_models
-    from flasepformer.models import load_model as load_model
+    from flasepformer.typed import SeparationModel as SeparationModel
+    from flasepformer.typed import load_model as load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_ROOM_OF = {"Separator": "inference", "list_models": "models", "load_model": "models"}
+_ROOM_OF = {
+    "AlreadySeparated": "inference",
+    "AudioError": "audio",
+    "Cancelled": "errors",
+    "CheckpointError": "models",
+    "DeviceError": "inference",
+    "FlasepformerError": "errors",
+    "InputError": "errors",
+    "NotEnoughMemory": "inference",
+    "OutputError": "inference",
+    "OutputExists": "inference",
+    "SeparationError": "inference",
+    "SeparationModel": "typed",
+    "Separator": "inference",
+    "list_models": "models",
+    "load_model": "typed",
+}
 
-__all__ = ["Separator", "__version__", "list_models", "load_model"]
+__all__ = [
+    "AlreadySeparated",
+    "AudioError",
+    "Cancelled",
+    "CheckpointError",
+    "DeviceError",
+    "FlasepformerError",
+    "InputError",
+    "NotEnoughMemory",
+    "OutputError",
+    "OutputExists",
+    "SeparationError",
+    "SeparationModel",
+    "Separator",
+    "__version__",
+    "list_models",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 from flasepformer.audio import AudioError, read_audio
+from flasepformer.installing import how_to_install
 
 RATE = 16_000
 pytest.importorskip("av", reason='needs PyAV: pip install "flasepformer[media]"')
@@ -72,8 +73,10 @@ def test_first_of_several_streams_is_taken_and_the_others_are_listed(tmp_path, s
     assert note.startswith("the file has 2 audio streams (0: flac 16000 Hz mono; 1: flac 16000 Hz mono)")
     assert second.warnings == ()
     assert read_audio(path, stream=0).warnings == ()
-    assert refusal(path, stream=2).startswith("no audio stream 2; there are 0: flac")
-    assert refusal(path, stream=-1).startswith("no audio stream -1")
+    assert refusal(path, stream=2).startswith(
+        "there is no audio stream 2; the file has 2 audio streams, counted from 0 (0: flac"
+    )
+    assert refusal(path, stream=-1).startswith("there is no audio stream -1")
 
 
 @pytest.mark.parametrize("name", ["holes.mkv", "holes.mp4"])
@@ -139,7 +142,7 @@ def test_unsupported_codec_is_named(tmp_path, speechlike, encode_media):
 def test_missing_pyav_names_the_extra(tmp_path, speechlike, encode_media, monkeypatch):
     path = encode_media(tmp_path / "talk.m4a", "aac", [speechlike])
     monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
-    assert refusal(path) == 'MP4 (m4a, mp4, mov) needs PyAV to be read: pip install "flasepformer[media]"'
+    assert refusal(path) == f"MP4 (m4a, mp4, mov) needs PyAV to be read: {how_to_install('media')}"
     (tmp_path / "noise.bin").write_bytes(bytes(range(128, 256)) * 40)
     assert refusal(tmp_path / "noise.bin").startswith("not audio: unknown content")
     soundfile.write(tmp_path / "talk.wav", speechlike, RATE)

@@ -11,6 +11,7 @@ from tests.models.conftest import tiny_config
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
+from flasepformer.installing import how_to_install
 from flasepformer.models import SepReformer, save_model
 
 
@@ -134,7 +135,7 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
         [*command, "--out", tmp_path / "new"], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    assert 'plots need matplotlib: pip install "flasepformer[demo]"' in process.stderr
+    assert f"plots need matplotlib: {how_to_install('demo')}" in process.stderr
     with (tmp_path / "new/benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["model"] == "fla-sepreformer-t"

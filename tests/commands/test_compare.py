@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from flasepformer.cli import app
 from flasepformer.evaluation import EvaluationRow, write_scores
+from flasepformer.installing import how_to_install
 
 
 def table(path, improvements):
@@ -175,4 +176,4 @@ def test_what_is_no_table_and_no_place_to_write(tables, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run(*tables, "--out", tmp_path / "new/out")
     assert not (tmp_path / "new").exists()
-    assert (result.exit_code, 'pip install "flasepformer[demo]"' in result.stderr) == (3, True)
+    assert (result.exit_code, how_to_install("evaluation") in result.stderr) == (3, True)

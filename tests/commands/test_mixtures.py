@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -130,3 +131,51 @@ def test_speech_that_is_not_there_is_wrong_usage(speech, tmp_path):
     for source, options in ((speech, ("--split", "nope")), (speech / "a/0.wav", ())):
         result = run("mixtures", source, *options, "--out", tmp_path / "list.csv")
         assert (result.exit_code, str(source) in "".join(result.stderr.split())) == (2, True)
+
+
+@pytest.fixture
+def splits(speech, tmp_path):
+    """The layout of the README: splits with a folder per talker in each, noise and rooms beside them."""
+    for split in ("train", "valid"):
+        for speaker in "abc":
+            folder = tmp_path / "root" / split / f"{split}-{speaker}"
+            folder.mkdir(parents=True)
+            (folder / "0.wav").write_bytes((speech / speaker / "0.wav").read_bytes())
+    for other in ("rir", "noise"):
+        (tmp_path / "root" / other).mkdir()
+        (tmp_path / "root" / other / "0.wav").write_bytes((speech / "a" / "0.wav").read_bytes())
+    return tmp_path / "root"
+
+
+def test_a_folder_of_splits_is_no_folder_of_talkers(splits, tmp_path):  # issue 16
+    out = tmp_path / "list.csv"
+    result = run("mixtures", splits, "--out", out)
+    assert result.exit_code == 2
+    message = " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.stderr).split())
+    assert "the folders train, valid in" in message
+    assert "--split train" in message
+    assert not out.exists()
+    assert run("mixtures", splits, "--split", "valid", "--count", 6, "--out", out).exit_code == 0
+    assert {name for spec in read_mixture_list(out) for name in spec.speakers} == {
+        f"valid-{speaker}" for speaker in "abc"
+    }
+
+
+def test_noise_and_rooms_beside_the_talkers_talk_in_no_mixture(splits, speech, tmp_path):  # issue 16
+    for other in ("rir", "noise"):
+        (splits / other).rename(speech / other)
+    result = run("mixtures", speech, "--count", 12, "--out", tmp_path / "list.csv")
+    assert result.exit_code == 0
+    assert "noise, rir" in result.stderr
+    specs = read_mixture_list(tmp_path / "list.csv")
+    assert {name for spec in specs for name in spec.speakers} == set("abc")
+
+
+def test_folders_in_the_folders_of_talkers_are_said_to_be_theirs(speech, tmp_path):  # issue 16
+    for speaker in "abc":
+        (speech / speaker / "chapter").mkdir()
+        (speech / speaker / "0.wav").rename(speech / speaker / "chapter" / "0.wav")
+    result = run("mixtures", speech, "--count", 2, "--out", tmp_path / "list.csv")
+    assert result.exit_code == 0
+    assert "3 folders" in result.stderr
+    assert "such as a, are taken for one talker each" in result.stderr

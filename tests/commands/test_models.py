@@ -9,7 +9,8 @@ from flasepformer.models import list_models
 def test_models_are_listed_with_their_sizes():
     result = CliRunner().invoke(app, ["models"])
     assert result.exit_code == 0
-    header, *rows = result.stdout.splitlines()
+    *_, networks = result.stdout.split("\n\n")  # after what to take for what, and the aliases
+    header, *rows = networks.splitlines()
     assert header.split() == [
         *("NAME", "FAMILY", "RATE", "TALKERS", "PARAMETERS", "GMAC/S", "WEIGHTS", "LICENCE", "DESCRIPTION")
     ]

@@ -7,10 +7,12 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
 from contextlib import contextmanager
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from tests.processes import start_command
 from typer.testing import CliRunner
 
 from flasepformer.cli import app, main
-from flasepformer.inference import Separator
+from flasepformer.inference import Separator, weights_digest
 from flasepformer.inference.estimates import need_beside_frames
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
@@ -137,7 +139,8 @@ def test_json_is_one_object_with_a_result_for_every_input(run, model, tmp_path):
     }
     assert done["status"] == "done"
     assert done["tracks"] == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
-    assert done["model"] == {"name": str(model), "licence": "CC0-1.0", "sample_rate": 8000, "n_sources": 2}
+    known = {"name": str(model), "licence": "CC0-1.0", "sample_rate": 8000, "n_sources": 2}
+    assert done["model"] == {**known, "weights_sha256": weights_digest(load_model(model))}
     assert done["seconds"] == 0.5
     assert "error: " in stderr
 
@@ -182,7 +185,9 @@ def test_a_folder_keeps_its_shape_and_is_done_once(run, tmp_path):  # rows 2, 43
         tmp_path / "in", "--out", out
     )  # its own tracks are no input, and a.wav is done
     assert code == 0
-    assert stdout.splitlines() == [str(out / "deep" / "er" / f"b_speaker{index}.wav") for index in (1, 2)]
+    assert stdout.splitlines() == [  # the skipped one is done, too
+        str(out / f"{stem}_speaker{index}.wav") for stem in ("a", "deep/er/b") for index in (1, 2)
+    ]
     assert names(out) == outputs("a", "deep/er/b")
     assert f"skipped: {tmp_path / 'in' / 'a.wav'}: " in stderr
     assert "1 done, 1 skipped, 0 failed" in stderr
@@ -203,8 +208,10 @@ def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     track = tmp_path / "out" / "talk_speaker1.wav"
     track.write_bytes(b"precious")
     code, stdout, stderr = run(*arguments)
-    assert (code, stdout) == (0, "")
-    assert "exist; overwrite them, or add a suffix" in stderr
+    assert code == 0
+    assert stdout.splitlines() == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
+    assert "skipped: " in stderr
+    assert "exist" in stderr
     assert run(*arguments, "--suffix", "_again")[0] == 0
     assert track.read_bytes() == b"precious"
     assert names(tmp_path / "out") == outputs("talk", "talk_again")
@@ -214,6 +221,52 @@ def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     code, _, stderr = run(*arguments)
     assert code == 1
     assert "talk_speaker1.wav exists, but not all of talk_separation.json and its tracks" in stderr
+
+
+def test_another_recording_of_the_same_name_is_never_passed_over(run, model, tmp_path):  # row 43, issue 16
+    for seed, meeting in enumerate(("m1", "m2")):
+        record(tmp_path / meeting / "meeting.wav", seed=seed)
+    first, second = (tmp_path / meeting / "meeting.wav" for meeting in ("m1", "m2"))
+    out = ("--out", tmp_path / "out")
+    assert run(first, *out)[0] == 0
+    kept = (tmp_path / "out" / "meeting_speaker1.wav").read_bytes()
+    code, stdout, stderr = run(second, *out)
+    assert (code, stdout) == (1, "")
+    assert "it is of another recording" in stderr
+    for option, reason in {
+        "--mix-channels": "another mixing of channels: no, now yes",
+        "--mode=chunks": "another mode: auto, now chunks",
+        "--subtype=pcm16": "another subtype: auto, now pcm16",
+        "--channel=1": "another channel: none, now 1",
+    }.items():
+        code, _, stderr = run(first, *out, option)
+        assert (code, reason in stderr) == (1, True), stderr
+    torch.manual_seed(1)
+    save_model(SepReformer(load_model(model).config), tmp_path / "other")
+    code, _, stderr = run(first, *out, "--model", tmp_path / "other")
+    assert code == 1
+    assert "by another model" in stderr
+    assert (tmp_path / "out" / "meeting_speaker1.wav").read_bytes() == kept
+    first.write_bytes(second.read_bytes())  # recorded again
+    assert run(first, *out)[0] == 1
+    assert run(first, *out, "--overwrite")[0] == 0
+    code, stdout, _ = run(first, *out, "--memory", "4G", "--json")  # how much memory decides no sample here
+    summary = json.loads(stdout)
+    assert (code, summary["skipped"]) == (0, 1)
+    [result] = summary["results"]
+    assert result["tracks"] == [str(tmp_path / "out" / f"meeting_speaker{index}.wav") for index in (1, 2)]
+    assert result["seconds"] == 0.5
+
+
+def test_a_report_of_an_earlier_version_counts_as_of_something_else(run, tmp_path):  # row 43, issue 16
+    talk = record(tmp_path / "talk.wav")
+    run(talk, "--out", tmp_path / "out")
+    report = tmp_path / "out" / "talk_separation.json"
+    content = json.loads(report.read_text())
+    report.write_text(json.dumps({key: value for key, value in content.items() if key != "content"}))
+    code, _, stderr = run(talk, "--out", tmp_path / "out")
+    assert code == 1
+    assert "an earlier version wrote it, which does not say of which recording" in stderr
 
 
 def test_recordings_of_one_name_get_tracks_of_their_own(run, tmp_path):  # row 44
@@ -460,7 +513,7 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
     result = CliRunner().invoke(app, words, input=talk.read_bytes())
     assert result.exit_code == 0
     assert result.stdout_bytes == (tmp_path / "out" / "stdin_speaker2.wav").read_bytes()
-    code, _, stderr = run("-", "--out", tmp_path / "out", stdin=b"")
+    code, _, stderr = run("-", "--out", tmp_path / "out", stdin=talk.read_bytes())
     assert (code, "skipped" in stderr) == (0, True)
     code, _, stderr = run("-", "--out", tmp_path / "none", stdin=b"")
     assert (code, stderr.strip()) == (1, "error: -: empty file")
@@ -472,7 +525,6 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--out", "-"),  # row 40: which track?
         ("a.wav", "--track", "1"),
         ("a.wav", "b.wav", "--out", "-", "--track", "1"),
-        ("a.wav", "--out", "-", "--track", "3"),  # the model gives two
         ("a.wav", "--out", "-", "--track", "1", "--json"),
         ("a.wav", "--format", "mp3", "--subtype", "pcm16"),
         ("a.wav", "--format", "flac", "--subtype", "float"),
@@ -480,8 +532,10 @@ def test_standard_input_and_output_carry_recording_and_track(run, model, tmp_pat
         ("a.wav", "--device", "abacus"),
         ("a.wav", "--suffix", "../x"),
         ("a.wav", "--memory", "plenty"),
-        ("a.wav", "--chunk", "8", "--overlap", "4.5"),
-        ("a.wav", "--overlap", "0"),
+        ("a.wav", "--chunk-seconds", "8", "--overlap-seconds", "4.5"),
+        ("a.wav", "--overlap-seconds", "0"),
+        ("a.wav", "--memory", "10"),  # of what?
+        ("a.wav", "--out", ""),
         ("a.wav", "--no-such-option"),
         (),
     ],
@@ -494,6 +548,103 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(run, tmp_path, monkeypatch,
     assert (code, stdout) == (2, "")
     assert "Usage: " in stderr
     assert names(tmp_path) == ["a.wav", "b.wav"]
+
+
+def test_a_track_that_there_is_not_is_refused_before_the_work(run, tmp_path):  # issue 16
+    (tmp_path / "page.wav").write_text("<html>")
+    code, _, stderr = run(tmp_path / "page.wav", "--out", "-", "--track", "3")
+    assert code == 2
+    assert "the model gives 2" in stderr
+    assert "not audio" not in stderr  # it was not even read
+
+
+def test_a_pipe_that_nobody_writes_into_is_not_waited_for_without_end(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("flasepformer.inference.inputs.PIPE_PATIENCE_SECONDS", 0.2)  # issue 16
+    os.mkfifo(tmp_path / "pipe.wav")
+    code, _, stderr = run(tmp_path / "pipe.wav", "--out", tmp_path / "out")
+    assert code == 1
+    assert "is a pipe, and nobody wrote into it for 0.2 s" in stderr
+
+
+def test_random_weights_are_told_once_and_stand_in_the_report(tmp_path):  # issue 16
+    talks = [str(record(tmp_path / name)) for name in ("a.wav", "b.wav")]
+    words = ["separate", *talks, "--model", "fla-sepreformer-t", "--device", "cpu", "--strict"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.stderr.count("has random weights") == 1
+    for name in "ab":
+        report = json.loads((tmp_path / "out" / f"{name}_separation.json").read_text())
+        assert "fla-sepreformer-t has random weights" in report["warnings"][0]
+
+
+def test_several_recordings_are_separated_at_a_time(run, tmp_path):  # issue 16, row 66
+    talks = [record(tmp_path / f"{name}.wav", seed=seed) for seed, name in enumerate("abc")]
+    (tmp_path / "d.wav").write_text("<html>")
+    code, stdout, stderr = run(*talks, tmp_path / "d.wav", "-j", 2, "-o", tmp_path / "two")
+    assert code == 1
+    assert run(*talks, "--out", tmp_path / "one")[0] == 0
+    assert names(tmp_path / "two") == names(tmp_path / "one") == outputs("a", "b", "c")
+    for name in names(tmp_path / "one"):
+        if name.endswith("wav"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert [line.rpartition("/")[2] for line in stdout.splitlines()] == [
+        f"{stem}_speaker{index}.wav" for stem in "abc" for index in (1, 2)
+    ]
+    assert "d.wav: not audio: looks like HTML" in stderr
+    assert run(*talks, "--out", tmp_path / "two")[2].count("skipped: ") == 3
+
+
+@pytest.mark.parametrize("first", ["--model", "talk"])
+def test_a_recording_without_a_command_is_separated(model, tmp_path, first):  # issue 16
+    talk = record(tmp_path / "talk.wav")
+    words = ["-m", str(model), str(talk), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    words = words if first == "--model" else [words[2], *words[:2], *words[3:]]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == outputs("talk")
+    mistyped = CliRunner().invoke(app, ["seperate", str(talk)])
+    assert mistyped.exit_code == 2
+    assert "seperate" in mistyped.stderr
+
+
+def test_old_names_of_options_work_and_say_so(run, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.wav", seconds=3)
+    old = ("--mode", "chunks", "--chunk=2", "--overlap", "1")
+    code, _, stderr = run(talk, *old, "--out", tmp_path / "out")
+    assert code == 0
+    assert "note: --chunk is called --chunk-seconds now" in stderr
+    assert "note: --overlap is called --overlap-seconds now" in stderr
+    report = json.loads((tmp_path / "out" / "talk_separation.json").read_text())
+    assert (report["options"]["chunk_seconds"], report["options"]["overlap_seconds"]) == (2.0, 1.0)
+
+
+def test_short_names_and_completion_are_there():  # issue 16
+    for word, expected in {"-h": "separate", "-V": "flasepformer 0", "--show-completion": ""}.items():
+        words = [word, "bash"] if word == "--show-completion" else [word]
+        result = CliRunner().invoke(app, words)
+        assert expected in result.output
+    assert CliRunner().invoke(app, ["separate", "-h"]).exit_code == 0
+    for shell in ("bash", "zsh", "fish"):
+        environment = {"_FLASEPFORMER_COMPLETE": f"source_{shell}"}
+        result = CliRunner().invoke(app, [], prog_name="flasepformer", env=environment)
+        assert "_FLASEPFORMER_COMPLETE" in result.output
+
+
+def test_a_card_is_chosen_by_its_number_and_other_devices_are_refused(run, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.wav")
+    for device, code in (("cuda:99", 3), ("cuda:x", 2), ("gpu", 2)):
+        assert run(talk, "--out", tmp_path / "out", "--device", device)[0] == code
+
+
+def test_a_library_does_not_speak_under_quiet(start, tmp_path):  # issue 16
+    talk = record(tmp_path / "talk.mp3", seconds=3, format="MP3")
+    content = bytearray(talk.read_bytes())
+    content[3000:3400] = bytes(400)
+    talk.write_bytes(content[:-100])
+    process = start("--quiet", "--out", tmp_path / "out", talk)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert all(line.startswith("warning: ") for line in stderr.decode().splitlines())
 
 
 def test_devices_loops_and_sparse_files_are_refused(run, tmp_path):  # row 48
@@ -626,13 +777,21 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     stdout, stderr = capfd.readouterr()
     assert end.value.code == 130
     assert len(stdout.splitlines()) == 2
-    assert stderr == "interrupted; the same command goes on from here\n"
+    again = f"the same command does what is missing, {arguments[1]} from its beginning"
+    assert stderr == f"interrupted; {again}\n"
     assert names(arguments[-1]) == outputs("a")
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
 
-def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, standstill, tmp_path):  # row 52
+def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
+    run, model, standstill, tmp_path, monkeypatch
+):  # row 52, issue 16
     arguments, wait = standstill
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    forkserver.ensure_running()  # the name of its socket would be too long below such a TMPDIR
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     printed = tmp_path / "printed"
     printed.touch()
     process = start_command("separate", "--model", model, "--device", "cpu", *arguments, stdout=printed)
@@ -642,11 +801,17 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(run, model, stan
     assert process.exitcode == -signal.SIGKILL
     assert len(printed.read_text().splitlines()) == 2
     assert names(arguments[-1]) == outputs("a")
+    left = [*scratch.glob("flasepformer-*"), *arguments[-1].glob(".*")]
+    assert left  # the folder of the tracks, and the command's own where the process has this TMPDIR
+    foreign = scratch / "flasepformer-scratch-of-mine.txt"
+    foreign.touch()
     arguments[1].unlink()
     record(arguments[1])
     code, stdout, stderr = run(*arguments)
-    assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 2, True)
+    assert (code, len(stdout.splitlines()), "1 done, 1 skipped, 0 failed" in stderr) == (0, 4, True)
     assert names(arguments[-1]) == outputs("a", "b")
+    assert not any(map(os.path.exists, left))
+    assert [*scratch.glob("flasepformer-*")] == [foreign]
 
 
 def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path):  # row 67

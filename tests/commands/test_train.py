@@ -1,11 +1,14 @@
 import sys
+from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
+import yaml
 from typer.testing import CliRunner
 
+import flasepformer
 from flasepformer.cli import app
+from flasepformer.installing import how_to_install
 from flasepformer.models import load_model
 
 RECIPE = """
@@ -35,6 +38,19 @@ def test_train_prints_where_the_best_weights_are_and_does_not_repeat_itself(tmp_
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 3
     assert "holds a run already" in again.stderr
+    environment = (tmp_path / "run" / "environment.txt").read_text()
+    assert environment.startswith(f"flasepformer {flasepformer.__version__}, sources ")
+    assert "\ncommand " in environment
+    assert "hours_left 0.0" in result.stdout
+    assert flasepformer.load_model(tmp_path / "run").config == load_model(tmp_path / "run" / "best").config
+    over = CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cpu"])  # issue 16
+    assert over.exit_code == 0, over.output
+    assert CliRunner().invoke(app, [*arguments, "--overwrite", "--device", "cuda:9"]).exit_code == 3
+    on = [*arguments[:-1], "optimization.n_steps=2", "--set", "seed=5", "--resume"]
+    result = CliRunner().invoke(app, on)
+    assert result.exit_code == 0, result.output
+    assert "from step 1 on, seed is 5 and was 0; optimization.n_steps is 2 and was 1" in result.stderr
+    assert "seed: 0" in (tmp_path / "run" / "recipe-until-step-00000001.yaml").read_text()
 
 
 def test_train_names_a_wrong_setting_and_leaves_nothing(tmp_path):
@@ -170,15 +186,47 @@ def test_train_takes_another_family_from_the_command_line(tmp_path):
     assert (type(model).__name__, model.config.n_blocks, model.config.n_channels) == ("TFLocoformer", 1, 8)
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "accelerate"])
-def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch, module):
+OWN_SPEECH = Path(__file__).parents[2] / "recipes" / "own-speech.yaml"
+SHORT = [
+    "optimization.n_steps=1", "optimization.warmup_steps=0", "optimization.decay_steps=0",
+    "optimization.batch_size=1", "mixing.segment_seconds=0.5", "data.valid_segment_seconds=0.5",
+    "data.n_valid_mixtures=1", "model.n_channels=16", "model.n_filters=64",
+]  # fmt: skip
+
+
+def test_a_recipe_trains_from_scratch_on_nothing_but_a_folder_of_speech(tmp_path):  # issue 16
+    speech = write_speech(tmp_path / "speech")
+    words = ["train", str(OWN_SPEECH), "--speech", str(speech)]
+    settings = [word for setting in SHORT for word in ("--set", setting)]
+    result = CliRunner().invoke(app, [*words, *settings, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert (saved["initial_checkpoint"], saved["mixing"]["noise"], saved["mixing"]["rooms"]) == ("", [], "")
+    (tmp_path / "my noise, old").mkdir()
+    soundfile.write(tmp_path / "my noise, old" / "0.wav", np.full(8000, 0.1), 8000)
+    noisy = [*words, *settings, "--noise", str(tmp_path / "my noise, old"), "--out", str(tmp_path / "noisy")]
+    result = CliRunner().invoke(app, noisy)
+    assert result.exit_code == 0, result.output
+    saved = yaml.safe_load((tmp_path / "noisy" / "recipe.yaml").read_text())
+    assert saved["mixing"]["noise"] == [str(tmp_path / "my noise, old")]
+
+
+def test_a_folder_without_splits_is_explained(tmp_path):  # issue 16
+    speech = write_speech(tmp_path / "speech") / "train"
+    words = ["train", str(OWN_SPEECH), "--speech", str(speech), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 3
+    assert f"no folder train in {speech}; expected is one for each split" in result.stderr
+
+
+def test_train_names_the_extra_that_is_missing(tmp_path, monkeypatch):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
     arguments = ["train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3
     assert result.stderr.startswith("error: training needs")
-    assert 'pip install "flasepformer[train]"' in result.stderr
+    assert how_to_install("train") in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
+from flasepformer.data.dynamic_mixing import draw_turns
 
 FREQUENCIES = {"a": 400, "b": 700, "c": 1000, "d": 1300}  # Hz
 AS_RECORDED = {"speed_range": (1.0, 1.0), "gain_range_db": (0.0, 0.0)}
@@ -347,3 +349,82 @@ def test_a_folder_without_rooms_or_noise_is_refused(store, tmp_path):
         mixing(store, rooms=str(tmp_path))
     with pytest.raises(ValueError, match="no recordings of noise in"):
         mixing(store, noise=(str(tmp_path),))
+
+
+def conversing(store, **config):
+    usual = {**AS_RECORDED, "conversation_probability": 1.0, "long_conversation_probability": 1.0}
+    return mixing(store, **{**usual, **config})
+
+
+def test_turns_never_overlap_where_none_may_and_keep_their_lengths_and_pauses():
+    config = DynamicMixingConfig(
+        turn_seconds=(0.5, 2.0), turn_pause_seconds=(0.25, 1.0), turn_overlap_probability=0.0
+    )
+    for seed in range(50):
+        turns = draw_turns(np.random.default_rng(seed), 20 * 8000, 8000, config)
+        assert turns
+        whole = [turn for turn in turns if turn.start > 0 and turn.stop < 20 * 8000]
+        lengths = [(turn.stop - turn.start) / 8000 for turn in whole]
+        assert min(lengths) >= 0.5 - 1e-3
+        assert max(lengths) <= 2.0 + 1e-3
+        pauses = [(b.start - a.stop) / 8000 for a, b in itertools.pairwise(turns)]
+        assert min(pauses) >= 0.25 - 1e-3
+        assert max(pauses) <= 1.0 + 1e-3
+
+
+def test_conversations_overlap_from_not_at_all_to_much_and_nobody_interrupts_himself():
+    config, shares = DynamicMixingConfig(turn_overlap_probability=1.0), []
+    for seed in range(200):
+        speaking = np.zeros((2, 20 * 8000), dtype=int)
+        for turn in draw_turns(np.random.default_rng(seed), 20 * 8000, 8000, config):
+            speaking[turn.talker, turn.start : turn.stop] += 1
+        assert speaking.max() <= 1
+        shares.append((speaking.sum(0) == 2).sum() / (speaking.sum(0) > 0).sum())
+    assert min(shares) == 0
+    assert max(shares) > 0.4
+
+
+def test_each_talker_of_a_conversation_has_one_voice_in_all_turns(store):
+    examples = conversing(
+        store, turn_seconds=(0.5, 0.5), turn_pause_seconds=(0.1, 0.2), turn_overlap_probability=0.0
+    )
+    mixture, sources = examples.example(3, seconds=6.0)
+    assert sources.shape == (2, 48_000)
+    assert torch.equal(mixture, sources.sum(0))
+    assert (sources != 0).all(0).sum() == 0  # one at a time
+    voices = []
+    for source in sources:
+        spectrum = np.abs(np.fft.rfft(source.numpy()))
+        voices.append(round(int(spectrum.argmax()) / 6.0 / 100) * 100)
+        frequencies = np.fft.rfftfreq(48_000, 1 / 8000)
+        own = np.abs(frequencies - voices[-1]) < 100
+        assert (spectrum[own] ** 2).sum() / (spectrum**2).sum() > 0.9
+    assert voices[0] != voices[1]
+    assert set(voices) <= set(FREQUENCIES.values())
+
+
+def test_a_segment_of_another_length_depends_on_seed_index_and_length_only(store):
+    first = conversing(store).example(5, seconds=3.0)
+    later = conversing(store)
+    later.example(5)
+    assert_close(later.example(5, seconds=3.0), first, rtol=0, atol=0)
+    assert first[0].shape == (24_000,)
+
+
+def test_no_conversation_is_wholly_silent(store):
+    examples = conversing(store, turn_pause_seconds=(5.0, 10.0), absent_probability=0.5)
+    assert min(examples.example(index)[0].abs().max().item() for index in range(100)) > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"turn_seconds": (0.0, 1.0)}, "turn_seconds must be positive"),
+        ({"turn_seconds": (2.0, 1.0)}, "turn_seconds must run from low to high"),
+        ({"turn_pause_seconds": (-1.0, 1.0)}, "turn_pause_seconds must not be negative"),
+        ({"conversation_probability": 1.5}, "conversation_probability must lie within 0 to 1"),
+    ],
+)
+def test_conversations_that_cannot_be_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicMixingConfig(**config)

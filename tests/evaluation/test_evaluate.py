@@ -132,7 +132,7 @@ def test_unknown_metrics_and_missing_packages_are_refused_before_any_work(monkey
     with pytest.raises(ValueError, match="no metric is called snr; there are sdr, sir"):
         check_metrics(["sdr", "snr"])
     monkeypatch.setitem(sys.modules, "pystoi", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "flasepformer\[perceptual\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[perceptual\]"):
         check_metrics(["estoi"])
 
 

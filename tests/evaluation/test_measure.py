@@ -1,26 +1,20 @@
-"""The script that measures a model for its card, on seconds of synthetic speech."""
+"""`flasepformer measure`, on seconds of synthetic speech."""
 
 import csv
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from typer.testing import CliRunner
 
-from flasepformer.data import make_mixture_list, read_utterances, render
-from flasepformer.evaluation import load_result, read_scores
+from flasepformer.cli import app
+from flasepformer.data import MixtureList, make_mixture_list, read_utterances, render
+from flasepformer.evaluation import CONDITIONS, MeasuredSpeech, load_result, measure, read_scores
+from flasepformer.evaluation.conditions import NoisyMixtures, load_noise
+from flasepformer.inference import Separator
 from flasepformer.models import SepReformer, SepReformerConfig, save_model
-
-_specification = importlib.util.spec_from_file_location(
-    "measure", Path(__file__).parents[2] / "recipes" / "measure.py"
-)
-measure = importlib.util.module_from_spec(_specification)
-sys.modules["measure"] = measure
-_specification.loader.exec_module(measure)
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +56,28 @@ def run(speech, models, tmp_path, monkeypatch):
     """Return a function that measures the two models, and gives the rows of the table."""
     monkeypatch.setattr("flasepformer.evaluation.statistics.N_RESAMPLES", 10)  # intervals take most of it
 
-    def measured(*options, model="new"):
+    def measured(*options, model="new", exit_code=0):
         arguments = [
-            str(models / model), "--baseline", str(models / "old"), "--speech", str(speech / "MANIFEST.csv"),
-            "--noise", str(speech / "rain"), str(speech / "street"), "--out", str(tmp_path / "out"),
+            "measure", str(models / model), "--baseline", str(models / "old"),
+            "--speech", str(speech / "MANIFEST.csv"), "--noise", str(speech / "rain"),
+            "--noise", str(speech / "street"), "--out", str(tmp_path / "out"),
             "--count", "3", "--others", "2", *options,
         ]  # fmt: skip
-        measure.main(arguments)
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == exit_code, result.output
+        if exit_code:
+            return " ".join(result.stderr.replace("│", " ").split())
         with (tmp_path / "out" / "measured.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            return list(csv.DictReader(file)), result
 
     return measured
 
 
 def test_noise_has_the_level_it_is_said_to_have(speech):
     specs = make_mixture_list(read_utterances(speech / "MANIFEST.csv", "test"), 3, 0)
-    clean = measure.MixtureList(specs, 8000)
-    noise = measure.load_noise([speech / "rain", speech / "street"], 8000)
-    noisy = measure.NoisyMixtures(clean, noise, (5.0, 5.0), 0)
+    clean = MixtureList(specs, 8000)
+    noise = load_noise([speech / "rain", speech / "street"], 8000)
+    noisy = NoisyMixtures(clean, noise, (5.0, 5.0), 0)
     for k in range(3):
         item, (mixture, sources) = noisy[k], render(specs[k], 8000)
         torch.testing.assert_close(item.sources, sources)
@@ -89,11 +87,11 @@ def test_noise_has_the_level_it_is_said_to_have(speech):
     assert not torch.equal(noisy[0].mixture - clean[0].mixture, noisy[1].mixture - clean[1].mixture)
 
 
-def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path, capsys):
-    rows = run("--conditions", "clean", "noise", "rooms", "single")
+def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path):
+    rows, printed = run("--conditions", "clean, noise, rooms, single")
     out = tmp_path / "out"
     assert {(row["condition"], row["model"]) for row in rows} == {
-        (condition, model) for condition in measure.SCORED for model in ("new", "old")
+        (condition, model) for condition in CONDITIONS[:4] for model in ("new", "old")
     }
     assert [row["n_mixtures"] for row in rows if row["group"] == "all"] == ["3"] * 2 + ["2"] * 4 + ["4"] * 2
     by_hand = read_scores(out / "clean" / "new" / "scores.csv")
@@ -116,7 +114,7 @@ def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path
         for first, second in zip(clean, noise, strict=False)
     )
     text = (out / "measured.md").read_text()
-    assert text in capsys.readouterr().out
+    assert text in printed.stdout
     assert f"| clean, all | 3 | {float(whole['mixture_si_snr']):.2f} |" in text
     content = json.loads((out / "measured.json").read_text())
     assert content["sets"]["noise"]["noise"] == ["rain", "street"]
@@ -125,24 +123,42 @@ def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path
     )
 
 
-def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(run, models, tmp_path, capsys):
+def test_conversations_go_through_the_model_as_recordings_do(speech, models, tmp_path):
+    separators = {"new": Separator.from_pretrained(str(models / "new"), "cpu")}
+    said = MeasuredSpeech(speech / "MANIFEST.csv", conversation_seconds=6.0)
+    paths = measure(
+        separators, said, tmp_path / "out", conditions=["conversations"], counts=dict(conversations=1)
+    )
+    stored = load_result(tmp_path / "out/conversations/new")
+    assert stored.facts["separation"] == {"mode": "whole"}
+    known = {"seconds": 6.0, "overlap": 0.3, "seed": 0, "n_mixtures": 1}
+    assert {key: stored.facts["set"][key] for key in known} == known
+    (scored,) = stored.rows
+    assert scored.seconds == 6.0
+    (share,) = scored.scores["confusion"]
+    line = f"| new | 1 | {scored.mean('si_snr_improvement'):.2f} | {share:.1%} |"
+    assert line in paths[0].read_text()
+    with paths[1].open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert (row["model"], float(row["confusion"])) == ("new", pytest.approx(share, abs=1e-4))
+
+
+def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(run, models, tmp_path):
     run("--conditions", "clean")
     first = (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns
-    run("--conditions", "clean", "single")
-    assert "clean, new: measured already" in capsys.readouterr().err
+    _, printed = run("--conditions", "clean,single")
+    assert "clean, new: measured already" in printed.stderr
     assert (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns == first
-    with pytest.raises(SystemExit, match="other weights or another set"):
-        run("--conditions", "clean", "--count", "2")
+    assert "other weights or another set" in run("--conditions", "clean", "--count", "2", exit_code=2)
     save_tiny(models / "new", seed=2)
-    with pytest.raises(SystemExit, match="other weights or another set"):
-        run("--conditions", "clean")
-    rows = run("--conditions", "clean", "--count", "2", "--overwrite")
+    assert "other weights or another set" in run("--conditions", "clean", exit_code=2)
+    rows, _ = run("--conditions", "clean", "--count", "2", "--overwrite")
     assert [row["n_mixtures"] for row in rows if row["condition"] == "clean" and row["group"] == "all"] == [
         "2"
     ] * 2
     assert [row["condition"] for row in rows][-2:] == ["single", "single"]
 
 
-def test_two_models_of_one_name_need_a_label(run):
-    with pytest.raises(SystemExit):
-        run(model="old")
+def test_what_cannot_be_measured_is_a_wrong_usage(run):
+    assert "give --label" in run(model="old", exit_code=2)
+    assert "there are no conditions ['drunk']" in run("--conditions", "clean,drunk", exit_code=2)

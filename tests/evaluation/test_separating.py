@@ -12,9 +12,9 @@ from torch import nn
 from flasepformer.data import MixtureFolder
 from flasepformer.evaluation import evaluate, load_result
 from flasepformer.evaluation.scoring import score_estimates
-from flasepformer.evaluation.separating import share_memory
+from flasepformer.evaluation.separating import fix_mode, share_memory
 from flasepformer.inference import Separator
-from flasepformer.models import load_model
+from flasepformer.models import SepReformer, SepReformerConfig, load_model
 
 RATE = 8000
 
@@ -173,3 +173,16 @@ def test_results_know_the_mode_they_were_made_in(tmp_path, separation, label, ru
     (tmp_path / "scores.csv").write_text("name,seconds,compute_seconds,SI-SNR,SI-SNR_1,error\na,1,1,2,2,\n")
     stored = load_result(tmp_path)
     assert (stored.label, stored.run_options) == (label, run_options)
+
+
+def test_the_model_and_not_the_free_memory_decides_what_auto_means(monkeypatch):  # issue 16
+    linear, softmax = (
+        SepReformer(SepReformerConfig(n_channels=8, n_heads=2, n_filters=16, n_stages=1, attention=attention))
+        for attention in ("focused_linear", "softmax")
+    )
+    for free in (10**6, 10**12):
+        monkeypatch.setattr("flasepformer.evaluation.separating.free_memory", lambda free=free: free)
+        assert fix_mode(linear, {"mode": "auto"}) == {"mode": "whole"}
+        assert fix_mode(softmax, {}) == {"mode": "chunks"}
+    assert fix_mode(softmax, {"mode": "whole"}) == {"mode": "whole"}
+    assert fix_mode(linear, None) is None

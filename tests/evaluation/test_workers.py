@@ -14,8 +14,8 @@ from tests.processes import start
 from flasepformer.data import Mixture, MixtureFolder, MixtureList, MixtureSpec
 from flasepformer.evaluation import evaluate
 from flasepformer.evaluation.provenance import set_digest
-from flasepformer.evaluation.workers import map_in_processes
 from flasepformer.inference import OutputError, Separator
+from flasepformer.inference.workers import map_in_processes
 from flasepformer.models import load_model
 
 
@@ -56,7 +56,7 @@ def test_a_worker_that_is_killed_costs_its_own_mixture(checkpoint, mixtures, tmp
     process.join(timeout=120)
     assert process.exitcode == 0
     ((name, error),) = json.loads((tmp_path / "answer").read_text())
-    assert (name, error.startswith("the process that scored it died")) == ("c", True)
+    assert (name, error.startswith("the process that worked on it died")) == ("c", True)
     assert [json.loads(line).get("name") for line in (tmp_path / "journal").open()] == [None, *"abcd"]
 
 

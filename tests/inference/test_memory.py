@@ -29,8 +29,14 @@ def test_what_is_no_size_is_refused(text):
         parse_size(text)
 
 
+def test_a_size_without_its_unit_is_asked_about():  # issue 16
+    with pytest.raises(ValueError, match="10 are so many bytes; write the unit too, such as 10G"):
+        parse_size("10")
+    assert parse_size("200000000") == 200_000_000
+
+
 def test_sizes_read_as_they_are_written():
-    assert [parse_size(text) for text in ("1", "2k", "3.5M", "4 gb", "0.001T")] == [
+    assert [parse_size(text) for text in (1, "2k", "3.5M", "4 gb", "0.001T")] == [
         1, 2000, 3_500_000, 4_000_000_000, 1_000_000_000,
     ]  # fmt: skip
     assert parse_size(format_size(4_130_000_000)) == 4_130_000_000

@@ -125,6 +125,12 @@ def test_channels_are_mixed_down_once_and_antiphase_is_told(separator, voices):
         np.testing.assert_array_equal(separator.separate(np.stack([waveform, -waveform]), 8000), expected)
 
 
+def test_more_channels_than_two_are_not_mixed_down_without_a_word(separator, voices, tmp_path):  # issue 16
+    soundfile.write(tmp_path / "six.wav", np.stack([voices(8000)] * 6, 1), 8000)
+    report = separator.separate_file_with_report(tmp_path / "six.wav", tmp_path / "out")
+    assert "the 6 channels were mixed down to one; --channel takes one of them" in report.notes
+
+
 def test_a_talker_on_each_channel_needs_no_model(separator, voices, tmp_path):
     stereo = np.stack([voices(16_000), voices(16_000, seed=1)])
     with pytest.warns(UserWarning, match="each channel carries a talker of its own"):
@@ -221,20 +227,27 @@ def test_a_file_becomes_tracks_and_a_report(separator, voices, tmp_path):
     )
     assert report["warnings"] == []
     assert report["notes"] == ["the model works at 8000 Hz: the tracks hold nothing above 4000 Hz"]
-    assert 0 < report["real_time_factor"] < 20
+    assert 0 < report["real_time_factor"] < report["total_real_time_factor"] < 20
     assert [share for _, share in steps] == sorted(share for _, share in steps)
     assert steps[0] == ("reading", 0.0)
     assert steps[-1] == ("done", 1.0)
+
+
+def test_a_recording_with_less_than_the_model_learned_from_is_warned_of(separator):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4000)
+    with pytest.warns(
+        UserWarning, match="at 4000 Hz the recording holds nothing above 2000 Hz, but the model"
+    ):
+        separator.separate(noise, 4000)
 
 
 def test_files_that_exist_are_kept_unless_told_otherwise(separator, voices, tmp_path):
     soundfile.write(tmp_path / "talk.wav", voices(4000), 8000)
     paths = separator.separate_file(tmp_path / "talk.wav", tmp_path)
     before = paths[0].stat().st_mtime_ns
-    recording = (tmp_path / "talk.wav").rename(tmp_path / "moved.wav")
-    with pytest.raises(AlreadySeparated):  # before anything is read
+    with pytest.raises(AlreadySeparated) as caught:
         separator.separate_file(tmp_path / "talk.wav", tmp_path)
-    recording.rename(tmp_path / "talk.wav")
+    assert caught.value.tracks == tuple(paths)
     assert paths[0].stat().st_mtime_ns == before
     assert separator.separate_file(tmp_path / "talk.wav", tmp_path, overwrite=True) == paths
     assert paths[0].stat().st_mtime_ns > before
@@ -323,7 +336,7 @@ def test_two_runs_into_the_same_files_do_not_mix(separator, voices, tmp_path):
     outcome = []
 
     def slow_run():
-        with pytest.raises(AlreadySeparated) as caught:
+        with pytest.raises(FileExistsError, match="another recording") as caught:
             separator.separate_file(tmp_path / "pipe", tmp_path / "out", name="talk")
         outcome.append(caught.value)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flasepformer.metrics import leakage_db, talker_confusion
+from flasepformer.metrics import leakage_db, talker_confusion, wrong_turns
 
 RATE = 1000
 
@@ -137,3 +137,16 @@ def test_shapes_that_do_not_fit_are_refused():
         talker_confusion(torch.rand(2, 80), torch.rand(2, 81), RATE)
     with pytest.raises(ValueError, match="without the axis of the sources"):
         leakage_db(torch.rand(2, 80), torch.rand(2, 80))
+
+
+@pytest.mark.parametrize(
+    ("loudest", "expected"),
+    [("0101", 0), ("1010", 0), ("0001", 1), ("0111", 1), ("0000", 2), ("0011", 2)],
+)
+def test_wrong_turns_are_counted_by_the_one_assignment_that_is_right_for_most(loudest, expected):
+    """Four turns of two talkers, one after the other, and the track that is loudest in each."""
+    estimates = torch.full((2, 400), 0.1)
+    for turn, track in enumerate(loudest):
+        estimates[int(track), 100 * turn : 100 * turn + 100] = 1.0
+    turns = [(k % 2, 100 * k, 100 * k + 100) for k in range(4)]
+    assert wrong_turns(estimates, turns) == expected

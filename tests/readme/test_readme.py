@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from flasepformer.audio import write_audio
 from flasepformer.cli import app
-from flasepformer.models import list_models
+from flasepformer.models import list_models, published_models
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,15 +41,34 @@ def test_commands_and_options_that_are_shown_exist():
 def test_table_of_models_gives_their_parameters():
     table = dict(re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \|", README, re.MULTILINE))
     assert {name: int(n.replace(",", "")) for name, n in table.items()} == {
-        info.name: info.n_parameters for info in list_models()
+        info.name: info.n_parameters for info in list_models() if not info.source
     }
 
 
 def test_table_of_models_gives_their_multiply_adds():
     table = dict(re.findall(r"^\| `([\w-]+)` \| [\d,]+ \| ([\d.]+) G \|", README, re.MULTILINE))
     assert {name: float(n) for name, n in table.items()} == {
-        info.name: info.giga_multiply_adds for info in list_models()
+        info.name: info.giga_multiply_adds for info in list_models() if not info.source
     }
+
+
+def test_table_of_published_weights_says_what_their_entries_say():
+    rows = re.findall(r"^\| `([\w-]+)` \| ([^|\d]+) \| ([\d.]+) \| (.+) \|$", README, re.MULTILINE)
+    models = published_models().models
+    assert [row[0] for row in rows] == list(models)
+    for name, use, score, rest in rows:
+        model = models[name]
+        licence, size, factor, memory, _ = rest.split(" | ")
+        assert use == model.use
+        assert float(score) == model.scores[0].si_snri
+        assert licence == f"{model.licence}; {'yes' if model.commercial_use else 'no'}"
+        assert size == model.download_size
+        assert (factor, memory) == (
+            f"{model.measured.real_time_factor:.2f}",
+            f"{model.measured.megabytes:.0f} MB",
+        )
+    for alias, (name, _) in published_models().aliases.items():
+        assert re.search(rf"`{alias}` (stands )?for `{name}`", README)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z-]+)", README))))

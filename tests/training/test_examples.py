@@ -1,6 +1,7 @@
 """What a run is trained and validated on, and its recipe's say in it."""
 
 import dataclasses
+import itertools
 import shutil
 
 import pytest
@@ -10,10 +11,27 @@ from tests.training.conftest import SPEAKERS, changed, curve, with_data, write_s
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from flasepformer.data import DynamicMixing, DynamicMixingConfig, FixedMixtures, read_split
+from flasepformer.data import (
+    DynamicMixing,
+    DynamicMixingConfig,
+    FixedMixtures,
+    SpeechStore,
+    Utterance,
+    read_split,
+    read_utterances,
+)
 from flasepformer.data.mixture_manifest import write_mixture_manifest
 from flasepformer.training import TrainingError, train
-from flasepformer.training.examples import VALID_SEED, BatchTable, n_valid_mixtures, open_examples
+from flasepformer.training.examples import (
+    VALID_SEED,
+    BatchTable,
+    Draw,
+    draw_conversation,
+    is_held_out,
+    n_valid_mixtures,
+    open_examples,
+    open_further_validation,
+)
 
 
 def whole(path):
@@ -71,9 +89,9 @@ def test_fixed_mixtures_may_be_validated_on_mixtures_of_speech(fixed_recipe, spe
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_workers_read_the_same_batches(fixed_recipe, tmp_path, n_workers):
     examples, _ = open_examples(fixed_recipe, tmp_path)
-    indices = [range(first, first + 2) for first in range(0, 12, 2)]
+    draws = [Draw(range(first, first + 2), None) for first in range(0, 12, 2)]
     alone, helped = (
-        list(DataLoader(BatchTable(examples), sampler=indices, batch_size=None, num_workers=n))
+        list(DataLoader(BatchTable(examples), sampler=draws, batch_size=None, num_workers=n))
         for n in (0, n_workers)
     )
     assert len(helped) == 6
@@ -223,3 +241,43 @@ def test_validation_mixtures_with_a_silent_source_have_no_score(fixed_recipe, mi
         for run in ("with", "without")
     )
     assert score == pytest.approx(expected, abs=2e-3)
+
+
+def test_held_out_speakers_are_validated_on_and_never_trained_on(small_recipe, speech, tmp_path):
+    """The SHA-256 of "cv-0", "cv-2" and "cv-3" begin with 0x36, 0x2b and 0x58, that of "cv-1" with 0xba."""
+    manifest = tmp_path / "MANIFEST.csv"
+    recordings = sorted((speech / "train" / "anna").glob("*.wav"))
+    names = [("train", "cvfr", f"cv-{k}") for k in range(4)]
+    names += [
+        ("train", "read", "anna"),
+        ("train", "read", "ben"),
+        ("valid", "read", "cleo"),
+        ("valid", "read", "dan"),
+    ]
+    rows = [f"{recordings[0]},{split},{corpus},{speaker},2.0" for split, corpus, speaker in names]
+    manifest.write_text("\n".join(["path,split,corpus,speaker,duration_s", *rows]))
+    recipe = with_data(small_recipe, speech=str(manifest), held_out_share=0.5, held_out_corpora=("cv",))
+    train_on, _ = open_examples(recipe, tmp_path / "cache")
+    held_out, conversations = open_further_validation(recipe, tmp_path / "cache")
+    assert {u.speaker for u in train_on.store.utterances} == {"cv-1", "anna", "ben"}
+    assert {u.speaker for u in held_out.store.utterances} == {"cv-0", "cv-2", "cv-3"}
+    assert conversations == []
+    assert not is_held_out(Utterance(manifest, "cv-2", 2.0, corpus="read"), recipe.data)
+
+
+def test_a_conversation_to_validate_on_has_whole_turns_without_overlap(speech):
+    store = SpeechStore.load(read_utterances(speech, "valid"), 8000)
+    mixture, turns = draw_conversation(store, 3, seconds=30.0)
+    assert len(mixture) == 30 * 8000
+    assert [talker for talker, _, _ in turns] == [k % 2 for k in range(len(turns))]
+    assert {stop - start for _, start, stop in turns} == {4 * 8000}
+    pauses = [after[1] - before[2] for before, after in itertools.pairwise(turns)]
+    assert min(pauses) >= 0
+    assert max(pauses) <= 10 * 8000
+    spoken = torch.zeros(len(mixture), dtype=torch.bool)
+    for _, start, stop in turns:
+        spoken[start:stop] = True
+        assert mixture[start:stop].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4)
+    assert mixture[~spoken].abs().max() == 0
+    assert torch.equal(draw_conversation(store, 3, seconds=30.0).mixture, mixture)
+    assert not torch.equal(draw_conversation(store, 4, seconds=30.0).mixture, mixture)

@@ -134,7 +134,7 @@ def test_results_are_a_checkpoint_and_become_the_same_run_again(recipe, finished
     ]
     assert sorted(path.name for path in out.iterdir()) == names
     assert load_recipe(out / "recipe.yaml") == recipe
-    assert "torch" in (out / "recipe.yaml").read_text().splitlines()[0]
+    assert "flasepformer" in (out / "recipe.yaml").read_text().splitlines()[0]
     best, halved = load_model(run / "best").state_dict(), load_model(out).state_dict()
     torch.testing.assert_close(halved, best, rtol=1e-3, atol=1e-6)
     assert gpu_run.restore(out, tmp_path / "again")

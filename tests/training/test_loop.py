@@ -19,6 +19,7 @@ from flasepformer.metrics import best_permutation, pairwise, si_snr
 from flasepformer.models import SepReformer, load_model
 from flasepformer.training import TrainingError, load_recipe, multi_stage_loss, save_recipe, train
 from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.loop import _Run, _Scores
 
 SOURCE_OF_NOISE = "output_conv.bias"
 """SI-SNR does not hear a constant, so the gradient of this is rounding, which AdamW brings to full size."""
@@ -298,9 +299,9 @@ def test_other_batches_after_a_resume_go_on_with_the_next_mixture(small_recipe, 
 def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path, monkeypatch):
     shares = []
 
-    def overheard(estimates, auxiliaries, sources, auxiliary_weight):
+    def overheard(estimates, auxiliaries, sources, auxiliary_weight, limit_db):
         shares.append(auxiliary_weight)
-        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
+        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight, limit_db)
 
     monkeypatch.setattr("flasepformer.training.loop.multi_stage_loss", overheard)
     falling = {"auxiliary_decay_factor": 0.5, "auxiliary_decay_start_epoch": 1, "auxiliary_decay_epochs": 2}
@@ -587,3 +588,52 @@ def test_a_full_disk_costs_the_checkpoint_but_not_the_run(recipe, tmp_path, caps
     finally:
         subprocess.run(["umount", "-l", mount], check=True)
     assert "disk full" in capsys.readouterr().err
+
+
+@pytest.fixture
+def varied_recipe(recipe):
+    """Return a recipe with a long step after every two others, and all that can be validated."""
+    varied = changed(recipe, long_every=3, long_seconds=(1.0, 3.0), long_batch_size=1, loss_limit_db=30.0)
+    mixing = DynamicMixingConfig(
+        segment_seconds=0.5, turn_seconds=(0.1, 0.5), turn_pause_seconds=(0.0, 0.2),
+        conversation_probability=0.5, long_conversation_probability=0.8,
+    )  # fmt: skip
+    return with_data(dataclasses.replace(varied, mixing=mixing), n_valid_conversations=2)
+
+
+def test_long_steps_come_at_their_turn_and_are_heard_in_full(varied_recipe, tmp_path, monkeypatch):
+    lengths = []
+    step = _Run._step
+
+    def measured(self, mixtures, sources):
+        lengths.append((len(mixtures), mixtures.shape[-1] / 8000))
+        return step(self, mixtures, sources)
+
+    monkeypatch.setattr(_Run, "_step", measured)
+    train(varied_recipe, tmp_path / "run")
+    assert [lengths[k] for k in (0, 1, 3, 4)] == [(2, 0.5)] * 4
+    assert [count for count, _ in (lengths[2], lengths[5])] == [1, 1]
+    assert {seconds for _, seconds in (lengths[2], lengths[5])} <= {1.0, 2.0, 3.0}
+    progress = load(tmp_path / "run" / "checkpoint.pt")["progress"]
+    assert progress["n_heard"] == 10
+    assert progress["n_drawn"] == 12  # a long step uses up the numbers of a usual one
+    assert progress["seconds_heard"] == sum(count * seconds for count, seconds in lengths)
+    last = curve(tmp_path / "run")[-1]
+    assert 0 <= float(last["wrong_turns"]) <= 0.5
+
+
+def test_a_run_with_long_steps_resumes_to_the_same_bits(varied_recipe, tmp_path):
+    train(varied_recipe, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_until(2, varied_recipe, tmp_path / "halves")  # the next step is a long one
+    train(varied_recipe, tmp_path / "halves", resume=True)
+    for part in ("model", "average"):
+        assert_same_weights(tmp_path / "whole", tmp_path / "halves", part)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "halves")
+
+
+@pytest.mark.parametrize(
+    ("held_out_db", "wrong", "expected"), [(None, None, 8.0), (6.0, None, 7.0), (6.0, 0.3, 4.0)]
+)
+def test_the_best_weights_are_chosen_by_all_that_is_validated(held_out_db, wrong, expected):
+    assert _Scores(8.0, 9.0, held_out_db, wrong).choice_db == pytest.approx(expected)

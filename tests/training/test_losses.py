@@ -99,3 +99,35 @@ def test_losses_have_a_finite_gradient_for_silent_estimates():
     multi_stage_loss(estimates, [estimates], sources.float(), 0.4).backward()
     assert estimates.grad.isfinite().all()
     assert si_snr(estimates.detach(), sources).isfinite().all()
+
+
+@pytest.mark.parametrize(("snr_db", "expected_db"), [(0.0, -0.004), (30.0, 26.99), (60.0, 29.996)])
+def test_the_loss_approaches_its_limit_softly(snr_db, expected_db):
+    sources, estimates = noisy_sources(snr_db)
+    assert si_snr_loss(estimates, sources, limit_db=30.0).item() == pytest.approx(-expected_db, abs=1e-2)
+    gradients = []
+    for limit_db in (30.0, 0.0):
+        leaf = estimates.detach().requires_grad_()
+        gradients.append(torch.autograd.grad(si_snr_loss(leaf, sources, limit_db), leaf)[0].norm())
+    kept = 1 / (1 + 10 ** ((snr_db - 30) / 10))  # d limited / d free
+    assert (gradients[0] / gradients[1]).item() == pytest.approx(kept, rel=1e-2)
+
+
+def test_a_talker_with_one_turn_in_long_silence_gives_a_finite_gradient():
+    generator = torch.Generator().manual_seed(0)
+    sources = torch.zeros(1, 2, 240_000)
+    sources[0, 0, :4000] = 0.05 * torch.randn(4000, generator=generator)
+    sources[0, 1, 20_000:] = 0.05 * torch.randn(220_000, generator=generator)
+    estimates = sources.flip(1).clone().requires_grad_()  # nothing wrong: the loss is at its limit
+    loss = si_snr_loss(estimates, sources, limit_db=30.0)
+    (gradient,) = torch.autograd.grad(loss, estimates)
+    assert loss.item() == pytest.approx(-30.0, abs=1e-2)
+    assert gradient.isfinite().all()
+
+
+def test_a_silent_mixture_with_silent_estimates_gives_a_finite_gradient():
+    estimates = torch.zeros(1, 2, 8000, requires_grad=True)
+    loss = si_snr_loss(estimates, torch.zeros(1, 2, 8000), limit_db=30.0)
+    (gradient,) = torch.autograd.grad(loss, estimates)
+    assert loss.item() == pytest.approx(-30.0, abs=1e-3)
+    assert gradient.isfinite().all()

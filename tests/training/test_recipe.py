@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from flasepformer.models import SepReformerConfig, TFLocoformerConfig
-from flasepformer.training import Recipe, load_recipe, save_recipe
+from flasepformer.training import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = sorted((PROJECT / "recipes").rglob("*.yaml"))
-OLDER = sorted((PROJECT / "docs" / "default-model").rglob("recipe*.yaml"))
-"""Of runs by earlier versions, some before there were families and epochs."""
+OLDER = sorted((PROJECT / "docs").rglob("recipe*.yaml"))
+"""Of runs by earlier versions."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -68,7 +68,24 @@ def test_a_missing_key_takes_its_default_and_an_override_wins(tmp_path):
             "mixing.speed_range, mixing.rooms: of no effect",
         ),
         ("n_logged_mixtures: -1\n", "n_logged_mixtures"),
-        ("optimization:\n", "optimization must hold"),
+        ("optimization: 5\n", "optimization must hold"),
+        ("seed: null\n", r"seed must be a whole number, got nothing \(null\)"),
+        ("seed: 1.5\n", r"seed must be a whole number, got 1\.5"),
+        ("optimization: {n_steps: true}\n", "optimization.n_steps must be a whole number, got True"),
+        (
+            "mixing: {speed_range: [1]}\n",
+            r"mixing.speed_range must be two numbers, such as \[0.5, 2\], got \[1\]",
+        ),
+        (
+            "mixing: {noise: [1]}\n",
+            r"mixing.noise must be a list, such as \[one, another\], or null, got \[1\]",
+        ),
+        ("data: {train_on: music}\n", "data.train_on must be one of speech, mixtures, got 'music'"),
+        ("data: {valid_clean: maybe}\n", "data.valid_clean must be true or false, got 'maybe'"),
+        (
+            "model: {attention: soft}\n",
+            "model.attention must be one of focused_linear, linear, softmax, got 'soft'",
+        ),
         ("validate_every: 0\n", "epoch"),
     ],
 )
@@ -77,6 +94,22 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_null_and_empty_lists_mean_none(tmp_path):  # issue 16
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {PROJECT / 'recipes' / 'default.yaml'}\ninitial_checkpoint: null\nlicence:\ndata:\n"
+        "mixing: {noise: [], rooms: null}\n"
+    )
+    recipe = load_recipe(path)
+    assert (recipe.initial_checkpoint, recipe.licence, recipe.data) == ("", "", load_recipe(path).data)
+    assert (recipe.mixing.noise, recipe.mixing.rooms) == ((), "")
+    default = PROJECT / "recipes" / "default.yaml"
+    recipe = load_recipe(default, ["mixing.noise=null", "mixing.rooms=null", "initial_checkpoint="])
+    assert (recipe.mixing.noise, recipe.mixing.rooms, recipe.initial_checkpoint) == ((), "", "")
+    assert load_recipe(default, ["mixing.noise=one"]).mixing.noise == ("one",)
+    assert load_recipe(default, ["optimization.learning_rate=1e-4"]).optimization.learning_rate == 1e-4
 
 
 def test_a_training_too_short_for_its_peak_is_refused_with_what_would_fit():
@@ -193,3 +226,34 @@ def test_another_file_than_a_recipe_is_named_and_not_repeated(tmp_path):
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"long_every": -1}, "long_every must not be negative"),
+        ({"long_every": 3, "long_seconds": (30.0, 15.0)}, "long_seconds must run from low to high"),
+        ({"long_every": 3, "long_batch_size": 9}, "long_batch_size must be at most batch_size, 4"),
+        ({"loss_limit_db": -1.0}, "loss_limit_db must not be negative"),
+    ],
+)
+def test_long_steps_that_cannot_be_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizationConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"held_out_share": 1.0, "held_out_corpora": ("cv",)},
+            "held_out_share must be at least 0 and below 1",
+        ),
+        ({"held_out_share": 0.1}, "held_out_share and held_out_corpora need each other"),
+        ({"n_valid_conversations": -1}, "n_valid_conversations must not be negative"),
+        ({"n_valid_conversations": 2, "train_on": "mixtures"}, "for training on speech alone"),
+    ],
+)
+def test_a_validation_that_cannot_be_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**setting)

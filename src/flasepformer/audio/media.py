@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from flasepformer.audio.recording import AudioError, Recording, SampleBuffer
+from flasepformer.installing import how_to_install
 
 if TYPE_CHECKING:
     import av
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from numpy.typing import NDArray
 
-INSTALL_MEDIA = 'pip install "flasepformer[media]"'
+INSTALL_MEDIA = f"{how_to_install('media')}"
 
 _JITTER_SECONDS = 0.1  # time stamps of live recordings wander by less; what is more is a gap
 _LONGEST_GAP_SECONDS = (
@@ -94,7 +95,10 @@ def _decode_stream(container: "InputContainer", file: BinaryIO, chosen: int | No
         raise AudioError("no audio stream")
     listing = "; ".join(f"{n}: {_describe(stream)}" for n, stream in enumerate(streams))
     if not 0 <= (chosen or 0) < len(streams):
-        raise AudioError(f"no audio stream {chosen}; there are {listing}")
+        number = "1 audio stream" if len(streams) == 1 else f"{len(streams)} audio streams"
+        raise AudioError(
+            f"there is no audio stream {chosen}; the file has {number}, counted from 0 ({listing})"
+        )
     stream = streams[chosen or 0]
     if stream.codec_context is None:
         raise AudioError(f"unsupported audio codec ({_codec_names(file)})")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flasepformer.errors import FlasepformerError
+
 MIN_SAMPLE_RATE = 2_000
 """Hz. Below this nothing of speech is left to separate."""
 MAX_SAMPLE_RATE = 768_000
@@ -13,7 +15,7 @@ MAX_SAMPLE_RATE = 768_000
 MAX_CHANNELS = 64
 
 
-class AudioError(ValueError):
+class AudioError(FlasepformerError, ValueError):
     """A recording cannot be read at all; the message is the sentence a person sees."""
 
 

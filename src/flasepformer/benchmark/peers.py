@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from flasepformer.benchmark.cases import Case, cases_for
+from flasepformer.errors import FlasepformerError
 
 SAMPLE_RATE = 8000
 """Hz; all peers are published at this rate."""
 
 
-class PeerError(ValueError):
+class PeerError(FlasepformerError, ValueError):
     """A peer that is unknown or not installed; the message says what to do."""
 
 

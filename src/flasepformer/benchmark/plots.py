@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flasepformer.benchmark.cases import CaseResult
 from flasepformer.benchmark.report import Report
+from flasepformer.installing import how_to_install
 
 PLOTS: dict[str, tuple[str, Callable[[CaseResult], float]]] = {
     "time": ("time of a pass in s", lambda result: result.seconds),
@@ -26,7 +27,7 @@ def draw_plots(report: Report, folder: Path) -> list[Path]:
         import matplotlib.figure  # not pyplot: nothing is to be shown, and no window system is needed
         from matplotlib.ticker import LogFormatter, StrMethodFormatter
     except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "flasepformer[demo]"') from error
+        raise ImportError(f"plots need matplotlib: {how_to_install('demo')}") from error
     slopes = report.slopes()
     paths = []
     for name, (axis, value) in PLOTS.items():

@@ -6,6 +6,7 @@ instant.
 """
 
 import signal
+import sys
 from types import FrameType
 from typing import Annotated
 
@@ -14,27 +15,50 @@ import typer
 import flasepformer
 from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
+from flasepformer.cli.console import print_message
 from flasepformer.cli.convert import convert
+from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
 from flasepformer.cli.prepare import prepare
 from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
 from flasepformer.cli.train import train
+from flasepformer.cli.words import Command, Commands
+from flasepformer.installing import how_to_install
 
 __all__ = ["app", "main"]
 
+_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub", "filelock": "hub"}
+"""Which extra brings a package that only some commands need."""
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="flasepformer",
-    help="Separate people who talk at the same time, from one microphone.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
+    context_settings=_HELP,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (separate, models, convert, prepare, mixtures, train, evaluate, compare, report, benchmark):
-    app.command()(command)
+for command in (
+    separate,
+    models,
+    download,
+    convert,
+    prepare,
+    mixtures,
+    train,
+    evaluate,
+    measure,
+    compare,
+    report,
+    benchmark,
+):
+    app.command(cls=Command, context_settings=_HELP)(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,10 +71,15 @@ def _print_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Separate people who talk at the same time, from one microphone."""
+    """Separate people who talk at the same time, from one microphone.
+
+    `flasepformer talk.wav` is short for `flasepformer separate talk.wav`.
+    """
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -64,4 +93,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print_message(f"error: this needs {error.name}: {how_to_install(extra)}")
+        sys.exit(3)

@@ -47,7 +47,9 @@ def benchmark(
             min=0.1, help="GB that one measurement on the CPU may take.  [default: 80 % of what is free]"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the tables and plots.")] = Path("benchmark"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and plots.")] = Path(
+        "benchmark"
+    ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
 ) -> None:
     """Measure time, real-time factor, peak memory and multiply-adds against the length of the recording.

@@ -18,7 +18,8 @@ def compare(
     ],
     second: Annotated[Path, typer.Argument(exists=True, help="The same of another model.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for comparison.json, differences.csv and scatter.png.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for comparison.json, differences.csv and scatter.png."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as one JSON object.")] = False,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.published import AcceptLicence, obtain_published
 
 
 def convert(
@@ -17,6 +18,7 @@ def convert(
             "--to", help='Layout to write: "flasepformer" (ours) or "modelscope" (the public release\'s).'
         ),
     ] = "flasepformer",
+    accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a published checkpoint in our format, or ours in the layout of FLASepformer's public release.
 
@@ -28,6 +30,7 @@ def convert(
     if layout not in WRITABLE_LAYOUTS:
         raise typer.BadParameter(f"--to takes one of {', '.join(WRITABLE_LAYOUTS)}, got {layout!r}")
     try:
+        obtain_published(source, accept_licence=accept_licence)
         info = convert_checkpoint(source, folder, layout)
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error

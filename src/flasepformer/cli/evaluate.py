@@ -13,9 +13,12 @@ import typer
 
 from flasepformer.cli.console import print_message, print_result
 from flasepformer.cli.places import check_place
+from flasepformer.cli.published import AcceptLicence, obtain_published
+from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
-    from flasepformer.evaluation import EvaluationResult, Summary
+    from flasepformer.data import MixtureSet
+    from flasepformer.evaluation import EvaluationResult, Reproduction, Summary
     from flasepformer.inference import RunOptions, Separator
 
 JOURNAL_FILE = "scores.partial.jsonl"
@@ -34,9 +37,11 @@ def evaluate(
             help="CSV list or manifest of mixtures, or a folder that holds mix*/, s1/, s2/, ...",
         ),
     ] = None,
-    model_option: Annotated[str | None, typer.Option("--model", help="The same as MODEL.")] = None,
+    model_option: Annotated[str | None, typer.Option("--model", "-m", help="The same as MODEL.")] = None,
     set_option: Annotated[Path | None, typer.Option("--mixtures", help="The same as SET.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for scores.csv and summary.json.")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for scores.csv and summary.json.")] = Path(
+        "results"
+    ),
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first so many mixtures.")] = None,
     sdr: Annotated[bool, typer.Option("--sdr/--no-sdr", help="Compute the SDR, too.")] = True,
     metrics: Annotated[
@@ -44,13 +49,16 @@ def evaluate(
     ] = "",
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes, of one thread each; all cores by default, one on a GPU."),
+        typer.Option(
+            "--jobs", "-j", min=1, help="Processes, of one thread each; all cores by default, one on a GPU."
+        ),
     ] = None,
     mode: Annotated[
         Literal["auto", "whole", "chunks"] | None,
         typer.Option(
             help="Separate every mixture as `flasepformer separate` does a recording: whole, in overlapping "
-            "chunks, or what fits. By default it goes straight through the network, as in published results.",
+            "chunks, or (auto) what suits the model, whatever memory is free. By default it goes straight "
+            "through the network, as in published results.",
             show_default=False,
         ),
     ] = None,
@@ -70,8 +78,9 @@ def evaluate(
     mix_dir: Annotated[
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
+    accept_licence: AcceptLicence = False,
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
+        str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N, mps: where the model runs.")
     ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that exist, finished or not.")
@@ -90,10 +99,13 @@ def evaluate(
     Exit codes: 0 all done, 1 some mixtures failed, 2 wrong usage, 3 no usable model, device, disk or package,
     130 interrupted.
     """
+    if model and mixture_set is None and set_option is None and _is_a_set(Path(model)):
+        mixture_set, model = Path(model), None  # one argument, which is no model
     name = _either(model, model_option, "MODEL") or "default"
     path = _either(mixture_set, set_option, "SET")
     if path is None or not path.exists():
-        raise typer.BadParameter(f"give a SET that exists, after the MODEL or with --mixtures; got {path}")
+        given = "none" if path is None else f"{path}, which does not exist"
+        raise typer.BadParameter(f"give a SET of mixtures, after the MODEL or with --mixtures; got {given}")
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
@@ -104,7 +116,10 @@ def evaluate(
     from flasepformer.models import CheckpointError
 
     try:
-        result, table = _score(name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite)
+        obtain_published(name, accept_licence=accept_licence)
+        result, table, run_options, reproduced = _score(
+            name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite
+        )
     except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
         raise typer.Exit(3) from error
@@ -121,15 +136,22 @@ def evaluate(
     for note, n_mixtures in result.notes.items():
         print_message(f"note: {note}; n/a in {n_mixtures} of {len(result.rows)} mixtures")
     if as_json:
-        content = {"separation": describe_run(run_options), **result.as_dict()}
+        content = {"separation": describe_run(run_options), "published": reproduced, **result.as_dict()}
         print_result(json.dumps(content, indent=2))
     else:
         for line in _table(result):
             print_result(line)
+        if reproduced is not None:
+            for line in _beside(reproduced):
+                print_result(line)
         if way := label_run(describe_run(run_options)):
             print_result(f"mode: {way}")
         print_result(str(table))
     raise typer.Exit(1 if result.failures else 0)
+
+
+def _is_a_set(path: Path) -> bool:
+    return (path.suffix.lower() == ".csv" and path.is_file()) or (path / "s1").is_dir()
 
 
 def _either(argument: Any, option: Any, name: str) -> Any:
@@ -165,15 +187,23 @@ def _score(
     mix_dir: str | None,
     device: str,
     overwrite: bool,
-) -> tuple["EvaluationResult", Path]:
-    """Evaluate and write the results; return them with the path of the table."""
+) -> tuple["EvaluationResult", Path, "RunOptions | None", dict[str, Any] | None]:
+    """Evaluate, write the results; return them, the table's path, the way taken, and what was published."""
     from flasepformer.data import open_mixtures
-    from flasepformer.evaluation import check_metrics, describe_run, describe_set, versions, weights_digest
+    from flasepformer.evaluation import (
+        check_metrics,
+        describe_run,
+        describe_set,
+        fix_mode,
+        versions,
+        weights_digest,
+    )
     from flasepformer.evaluation import evaluate as score
 
     check_place(out)
     check_metrics(metrics)
     separator = load_separator(name, device)
+    run_options = fix_mode(separator, run_options)
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))
@@ -185,10 +215,12 @@ def _score(
         separator, mixtures, metrics=metrics, limit=limit, run_options=run_options, jobs=jobs,
         journal=journal, progress=True,
     )  # fmt: skip
+    reproduced = _published(name, mixtures, result)
     table, _ = result.write(
         out,
         model={**separator.description, "weights_sha256": weights_digest(separator.model)},
         separation=describe_run(run_options),
+        published=reproduced,
         mixtures=str(path),
         set={**describe_set(mixtures, path), "mix_dir": mix_dir, "limit": limit},
         command=shlex.join(["flasepformer", *sys.argv[1:]]),
@@ -196,7 +228,41 @@ def _score(
         device=str(separator.device),
     )
     journal.unlink()
-    return result, table
+    return result, table, run_options, reproduced
+
+
+def _published(name: str, mixtures: "MixtureSet", result: "EvaluationResult") -> dict[str, Any] | None:
+    """Return our scores beside those that were published for this model and set; None if none were."""
+    from flasepformer.evaluation import compare_with_published, find_published_score, n_published_mixtures
+    from flasepformer.models import find_published
+
+    model = find_published(name)
+    score = find_published_score(model.scores, mixtures) if model else None
+    if model is None or score is None:
+        return None
+    n_published = n_published_mixtures(score)
+    if len(result.rows) != n_published:
+        print_message(f"note: the published score is the mean over {n_published:,} mixtures, this over "
+                      f"{len(result.rows):,}")  # fmt: skip
+    rows = compare_with_published(score, result.summary())
+    return {
+        "model": model.name, "set": score.set, "task": score.task, "split": score.split,
+        "n_mixtures": n_published, "scores": {row.metric: _as_dict(row) for row in rows},
+    }  # fmt: skip
+
+
+def _as_dict(row: "Reproduction") -> dict[str, float]:
+    return {"here": row.here, "published": row.published, "difference": row.difference}
+
+
+def _beside(reproduced: dict[str, Any]) -> list[str]:
+    """Return the table of our scores beside the published ones."""
+    where = f"{reproduced['set']} {reproduced['task']}, {reproduced['split']}"
+    rows = [[where, "HERE", "PUBLISHED", "DIFFERENCE"]]
+    for metric, scores in reproduced["scores"].items():
+        values = f"{scores['here']:.2f}", f"{scores['published']:.1f}", f"{scores['difference']:+.2f}"
+        rows.append([f"{metric} (dB)", *values])
+    return ["", *aligned(rows), ""]
 
 
 def load_separator(name: str, device: str) -> "Separator":

@@ -1,6 +1,7 @@
 """`flasepformer mixtures`: mixtures drawn from recordings of single talkers, as a list or as audio files."""
 
 import errno
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,11 +19,15 @@ _DEFAULT_COUNT = {"list": 500, "set": 500, "conversations": 10}
 def mixtures(
     speech: Annotated[
         Path,
-        typer.Argument(exists=True, help="Single-talker speech: a folder per speaker, or a CSV manifest."),
+        typer.Argument(
+            exists=True, help="Single-talker speech: a folder per speaker (of a --split), or a CSV manifest."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="CSV to write, or folder of the set. [default: mixtures.csv, or mixtures]"),
+        typer.Option(
+            "--out", "-o", help="CSV to write, or folder of the set. [default: mixtures.csv, or mixtures]"
+        ),
     ] = None,
     kind: Annotated[
         Literal["list", "set", "conversations"],
@@ -57,11 +62,12 @@ def mixtures(
         list[float] | None,
         typer.Option(min=0.1, help="Length of conversations; repeatable. [default: 2]"),
     ] = None,
-    overlap: Annotated[
+    overlap_share: Annotated[
         float, typer.Option(min=0, max=0.5, help="Share of overlapped speech in conversations.")
     ] = 0.3,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Mixtures made at a time. [default: one per core]")
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Mixtures made at a time. [default: one per core]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a list that exists.")] = False,
 ) -> None:
@@ -81,7 +87,11 @@ def mixtures(
         )
     count = count or _DEFAULT_COUNT[kind]
     try:
-        utterances = read_utterances(speech, split)
+        with warnings.catch_warnings(record=True) as cautions:
+            warnings.simplefilter("always")
+            utterances = read_utterances(speech, split)
+        for caution in cautions:
+            print_message(f"warning: {caution.message}")
         if kind == "list":
             _write_list(utterances, count, seed, talkers, out or Path("mixtures.csv"), overwrite)
             return
@@ -96,10 +106,10 @@ def mixtures(
                 plan
                 for length in minutes or [2.0]
                 for plan in plan_conversations(
-                    utterances, count, seed, n_sources=talkers, seconds=60 * length, overlap=overlap
+                    utterances, count, seed, n_sources=talkers, seconds=60 * length, overlap=overlap_share
                 )
             ]
-        _make_set(plans, out or Path("mixtures"), config, workers)
+        _make_set(plans, out or Path("mixtures"), config, jobs)
     except (ValueError, FileNotFoundError) as error:
         raise typer.BadParameter(str(error)) from error
     except ImportError as error:

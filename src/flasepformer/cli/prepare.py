@@ -35,7 +35,9 @@ def prepare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the manifests, replaced when they exist. [default: in ROOT]"),
+        typer.Option(
+            "--out", "-o", help="Folder for the manifests, replaced when they exist. [default: in ROOT]"
+        ),
     ] = None,
     partial: Annotated[
         bool,

@@ -1,13 +1,14 @@
 """`flasepformer report`: a page of results with sounds and pictures, to be opened in a browser."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flasepformer.cli.console import print_message, print_result
 from flasepformer.cli.evaluate import load_separator
 from flasepformer.cli.places import check_place
+from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
     from flasepformer.evaluation import Example, StoredResult
@@ -21,7 +22,7 @@ def report(
             help="Folder of `flasepformer evaluate`, or its scores.csv; several are compared with the first.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
     examples: Annotated[
         int, typer.Option(min=0, help="Best, median and worst mixtures to show with sounds: so many of each.")
     ] = 3,
@@ -36,7 +37,7 @@ def report(
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the models run.")
+        str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N, mps: where the model runs.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that exists.")] = False,
 ) -> None:

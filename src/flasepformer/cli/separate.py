@@ -2,25 +2,27 @@
 
 import json
 import sys
-import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, cast
 
 import typer
 
-from flasepformer.cli.console import print_message, print_result, write_bytes
+from flasepformer.cli.console import Bar, hushed_libraries, print_message, print_result, write_bytes
 from flasepformer.cli.inputs import STDIN, Job, describe, find_conflict, plan_jobs
+from flasepformer.cli.published import AcceptLicence, obtain_published
+from flasepformer.cli.words import checked_device
+from flasepformer.temporary import temporary_folder
 
 if TYPE_CHECKING:
-    from flasepformer.inference import FileOptions, Progress, RunOptions, Separator
+    from flasepformer.inference import FileOptions, RunOptions, Separator
 
 STDOUT = "-"
-
-_BAR = "{desc} {percentage:3.0f}%|{bar:30}| {elapsed} passed, {remaining} left"
 
 
 def separate(
@@ -28,13 +30,14 @@ def separate(
         list[str], typer.Argument(help="Recordings, folders of recordings, or - for standard input.")
     ],
     out: Annotated[
-        str, typer.Option(help="Folder for the tracks; - sends one track to standard output.")
+        str, typer.Option("--out", "-o", help="Folder for the tracks; - sends one track to standard output.")
     ] = "separated",
     model: Annotated[
-        str, typer.Option(help="Name or checkpoint of the model; see `flasepformer models`.")
+        str, typer.Option("--model", "-m", help="Name or checkpoint of the model; see `flasepformer models`.")
     ] = "default",
+    accept_licence: AcceptLicence = False,
     device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where the model runs.")
+        str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N, mps: where the model runs.")
     ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tracks that exist.")] = False,
     suffix: Annotated[str, typer.Option(help="Added to the names of the tracks.")] = "",
@@ -60,11 +63,18 @@ def separate(
             help="Most memory for a recording, such as 800M or 4G; by default half of what is free."
         ),
     ] = None,
-    chunk: Annotated[float, typer.Option(min=1.0, help="Length of a chunk in seconds.")] = 30.0,
-    overlap: Annotated[float, typer.Option(help="What two chunks have in common, in seconds.")] = 5.0,
+    chunk_seconds: Annotated[float, typer.Option(min=1.0, help="Length of a chunk.")] = 30.0,
+    overlap_seconds: Annotated[float, typer.Option(help="What two chunks have in common.")] = 5.0,
     precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model's arithmetic.")
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option(help="Of the model's arithmetic; auto: bfloat16 where it is faster."),
     ] = "float32",
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Recordings at a time, in processes that share cores and memory."
+        ),
+    ] = 1,
     track: Annotated[int | None, typer.Option(min=1, help="The track for standard output, from 1.")] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 after any warning.")] = False,
@@ -75,10 +85,13 @@ def separate(
 ) -> None:
     """Separate each recording into one file per talker, with a JSON report beside them.
 
-    Tracks that exist are kept, so the same command goes on where it was stopped. Long recordings need little
-    memory: what does not fit goes to temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all
-    done, 1 some inputs failed, 2 wrong usage, 3 no usable model, device, memory or disk, 130 interrupted.
+    Tracks that exist are kept, so the same command does what is missing; a recording that was interrupted
+    starts again. Long recordings need little memory: what does not fit goes to temporary files (in TMPDIR)
+    or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
+    device, memory or disk, 130 interrupted.
     """
+    if not out:
+        raise typer.BadParameter("--out must name a folder, or be - for standard output")
     if (out == STDOUT) != (track is not None):
         raise typer.BadParameter("standard output takes one track: give --out - and --track together")
     if out == STDOUT and as_json:
@@ -87,34 +100,37 @@ def separate(
         raise typer.BadParameter(f"{format} files have no {subtype} samples")
     if any(separator in suffix for separator in "/\\"):
         raise typer.BadParameter("--suffix is part of a file name and cannot lead to another folder")
-    if not 0 < overlap <= chunk / 2:
-        raise typer.BadParameter(f"--overlap must be above 0 and at most half a chunk, {chunk / 2:g} s")
+    if not 0 < overlap_seconds <= chunk_seconds / 2:
+        half = f"half a chunk, {chunk_seconds / 2:g} s"
+        raise typer.BadParameter(f"--overlap-seconds must be above 0 and at most {half}")
     run_options: RunOptions = {
-        "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk, "overlap_seconds": overlap,
-        "precision": precision,
+        "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
+        "overlap_seconds": overlap_seconds, "precision": cast(Any, precision),
     }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="flasepformer-") as scratch:
-        folder = Path(scratch if out == STDOUT else out)
-        jobs, failures = plan_jobs(paths, folder, recursive=recursive, suffix=suffix)
-        if conflict := find_conflict(jobs, folder, format):
+    with temporary_folder() as scratch:
+        # Not the scratch folder itself: that is locked, and publishing locks the folder of the tracks.
+        folder = scratch / "tracks" if out == STDOUT else Path(out)
+        recordings, failures = plan_jobs(paths, folder, recursive=recursive, suffix=suffix)
+        if conflict := find_conflict(recordings, folder, format):
             raise typer.BadParameter(
                 f"{conflict} would be written over by tracks of this run; choose another --out"
             )
-        if out == STDOUT and len(jobs) + len(failures) != 1:
+        if out == STDOUT and len(recordings) + len(failures) != 1:
             raise typer.BadParameter("standard output takes one track, so give one recording")
-        run = _Run(options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json)
+        run = _Run(
+            options, run_options, quiet=quiet, prints_tracks=out != STDOUT and not as_json, track=track
+        )
+        run.accept_licence = accept_licence
         for path, reason in failures:
             run.fail(path, reason)
-        run.separate(jobs, folder, model, device)
+        with hushed_libraries() if quiet else nullcontext():
+            run.separate(recordings, folder, model, device, jobs)
         if track is not None and run.counts()["done"]:
-            tracks = run.results[0]["tracks"]
-            if track > len(tracks):
-                raise typer.BadParameter(f"there is no track {track}; the model gives {len(tracks)}")
-            write_bytes(tracks[track - 1])
+            write_bytes(run.results[0]["tracks"][track - 1])
     run.finish(strict=strict)
     if as_json:
         print_result(json.dumps(run.summary(), indent=2))
@@ -140,37 +156,50 @@ class _Run:
         run_options: How they go through the model.
         quiet: Show no progress and no notes.
         prints_tracks: Print the path of each track when it is there.
+        track: The only one that is wanted, from 1.
     """
 
     def __init__(
-        self, options: "FileOptions", run_options: "RunOptions", *, quiet: bool, prints_tracks: bool
+        self,
+        options: "FileOptions",
+        run_options: "RunOptions",
+        *,
+        quiet: bool,
+        prints_tracks: bool,
+        track: int | None,
     ) -> None:
+        self.track = track
         self.options = options
         self.run_options = run_options
         self.quiet = quiet
         self.prints_tracks = prints_tracks
+        self.accept_licence = False
         self.results: list[dict[str, Any]] = []
         self.error: str | None = None
+        self.told: set[str] = set()
+        self.current: str | None = None
         self.exit_code = 0
 
-    def separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
+    def separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str, n_processes: int) -> None:
         """Separate all recordings, unless the model, the device or the disk fails, or somebody interrupts."""
         try:
             if jobs:
-                self._separate(jobs, folder, model, device)
+                self._separate(jobs, folder, model, device, n_processes)
         except KeyboardInterrupt:
-            self.exit_code, self.error = 130, "interrupted; the same command goes on from here"
+            self.exit_code, self.error = 130, "interrupted; the same command does what is missing"
+            if self.current:
+                self.error += f", {self.current} from its beginning"
             print_message(self.error)
 
-    def _separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str) -> None:
-        from tqdm import tqdm
-
+    def _separate(self, jobs: Sequence[Job], folder: Path, model: str, device: str, n_processes: int) -> None:
         from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
+        from flasepformer.inference.workers import map_in_processes
         from flasepformer.models import CheckpointError
 
         try:
             with growing_folder(folder):  # before the model is loaded: can anything be written there?
                 pass
+            obtain_published(model, accept_licence=self.accept_licence, quiet=self.quiet)
             with warnings.catch_warnings(record=True) as cautions:
                 warnings.simplefilter("always")
                 try:
@@ -178,58 +207,71 @@ class _Run:
                 except OSError as error:
                     raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
             for caution in cautions:
+                self.told.add(str(caution.message))
                 print_message(f"warning: {caution.message}")
+            if self.track is not None and self.track > separator.n_sources:
+                raise typer.BadParameter(
+                    f"there is no track {self.track}; the model gives {separator.n_sources}"
+                )
             shows_bar = not self.quiet and sys.stderr is not None and sys.stderr.isatty()
-            with tqdm(total=len(jobs), disable=not shows_bar, bar_format=_BAR, smoothing=0) as bar:
+            with closing(Bar(shows_bar)) as bar:
+
+                def tell(step: str, share: float, index: int = 0) -> None:
+                    bar.tell(f"{index + 1}/{len(jobs)} {step}", (index + share) / len(jobs))
+
+                n_processes = 1 if any(job.source == STDIN for job in jobs) else min(n_processes, len(jobs))
+                if n_processes > 1:
+                    work = partial(separate_one, separator.alike(self._shared(n_processes)), self.options)
+                    outcomes = map_in_processes(work, jobs, n_processes)
+                    for index, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
+                        self._take(job, outcome)
+                        tell(f"done with {job.source}", 1.0, index)
+                    return
                 for index, job in enumerate(jobs):
-
-                    def tell(step: str, share: float, index: int = index) -> None:
-                        bar.set_description_str(f"{index + 1}/{len(jobs)} {step}", refresh=False)
-                        bar.update(index + share - bar.n)
-
-                    self._separate_one(separator, job, tell)
+                    self.current = job.source
+                    options: FileOptions = {
+                        **self.options, "progress": partial(tell, index=index), "notify": self._notifier(job),
+                    }  # fmt: skip
+                    self._take(job, separate_one(separator, options, job))
+                    self.current = None
         except (CheckpointError, DeviceError, OutputError) as error:
             self.exit_code, self.error = 3, str(error)
             print_message(f"error: {error}")
 
-    def _separate_one(self, separator: "Separator", job: Job, tell: "Progress") -> None:
-        from flasepformer.inference import AlreadySeparated, NotEnoughMemory, OutputError, SeparationError
+    def _shared(self, n_processes: int) -> "RunOptions":
+        from flasepformer.evaluation.separating import share_memory
 
-        source: str | BinaryIO = job.source
-        if source == STDIN:
-            if sys.stdin is None:
-                self.fail(STDIN, "standard input is closed")
-                return
-            source = sys.stdin.buffer
-        told: list[str] = []
+        return share_memory(self.run_options, n_processes) or self.run_options
 
+    def _notifier(self, job: Job) -> Callable[[str], None]:
         def notify(note: str) -> None:
-            told.append(note)
+            self.told.add(f"{job.source}: {note}")
             self._note(f"note: {job.source}: {note}")
 
-        try:
-            options: FileOptions = {**self.options, "name": job.name, "progress": tell, "notify": notify}
-            report = separator.separate_file_with_report(source, job.folder, **options)
-        except AlreadySeparated as error:
-            self.results.append({"input": job.source, "status": "skipped", "reason": str(error)})
-            self._note(f"skipped: {job.source}: {error}")
-        except OutputError:
-            raise
-        except (OSError, ValueError, SeparationError) as error:
-            named = Path(source) if isinstance(source, str) else getattr(source, "name", "stream")
-            self.fail(job.source, describe(error).removeprefix(f"{named}: "))
-            if isinstance(error, NotEnoughMemory):  # a shorter recording may still have enough
+        return notify
+
+    def _take(self, job: Job, outcome: dict[str, Any] | Exception) -> None:
+        """Note what became of a recording, and say it."""
+        if isinstance(outcome, Exception):
+            self.fail(job.source, "its process died, perhaps for want of memory; try fewer --jobs")
+            return
+        if outcome["status"] == "failed":
+            self.fail(job.source, outcome["reason"])
+            if outcome.pop("lacks_memory"):  # a shorter recording may still have enough
                 self.exit_code = 3
+            return
+        self.results.append(outcome)
+        if outcome["status"] == "skipped":
+            self._note(f"skipped: {job.source}: {outcome['reason']}")
         else:
-            tracks = [str(track) for track in report.tracks]
-            self.results.append({**asdict(report), "input": job.source, "status": "done", "tracks": tracks})
-            for caution in report.warnings:
-                print_message(f"warning: {job.source}: {caution}")
-            for note in report.notes:
-                if note not in told:
+            for caution in outcome["warnings"]:
+                if caution not in self.told:
+                    print_message(f"warning: {job.source}: {caution}")
+            for note in outcome["notes"]:
+                if f"{job.source}: {note}" not in self.told:
                     self._note(f"note: {job.source}: {note}")
-            for track in tracks if self.prints_tracks else ():
-                print_result(track)
+        for track in outcome["tracks"] if self.prints_tracks else ():
+            print_result(track)
 
     def fail(self, path: str, reason: str) -> None:
         """Note an input that cannot be separated; the others go on."""
@@ -261,3 +303,43 @@ class _Run:
     def _note(self, line: str) -> None:
         if not self.quiet:
             print_message(line)
+
+
+def separate_one(separator: "Separator", options: "FileOptions", job: Job) -> dict[str, Any]:
+    """Separate one recording; return what became of it, as it stands in `--json`.
+
+    Raises:
+        OutputError: Nothing can be written any more.
+    """
+    from flasepformer.inference import (
+        AlreadySeparated,
+        NotEnoughMemory,
+        OutputError,
+        SeparationError,
+        read_report,
+    )
+
+    source: str | BinaryIO = job.source
+    if source == STDIN:
+        if sys.stdin is None:
+            return _failure(job, "standard input is closed")
+        source = sys.stdin.buffer
+    try:
+        named_options: FileOptions = {**options, "name": job.name}
+        report = separator.separate_file_with_report(source, job.folder, **named_options)
+    except AlreadySeparated as error:
+        tracks = [str(track) for track in error.tracks]
+        known = {**read_report(error.report), "input": job.source, "tracks": tracks}
+        return {**known, "status": "skipped", "reason": str(error)}
+    except OutputError:
+        raise
+    except (OSError, ValueError, SeparationError) as error:
+        named = Path(source) if isinstance(source, str) else getattr(source, "name", "stream")
+        reason = describe(error).removeprefix(f"{named}: ")
+        return _failure(job, reason, lacks_memory=isinstance(error, NotEnoughMemory))
+    tracks = [str(track) for track in report.tracks]
+    return {**asdict(report), "input": job.source, "status": "done", "tracks": tracks}
+
+
+def _failure(job: Job, reason: str, *, lacks_memory: bool = False) -> dict[str, Any]:
+    return {"input": job.source, "status": "failed", "reason": reason, "lacks_memory": lacks_memory}

@@ -1,15 +1,18 @@
 """`flasepformer train`: a recipe, and speech or mixtures, in; a checkpoint out."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flasepformer.cli.words import checked_device
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Recipe: YAML, see recipes/.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/train"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("runs/train"),
     speech: Annotated[
         Path | None,
         typer.Option(
@@ -25,11 +28,28 @@ def train(
             help="Fixed mixtures: the folder of manifests that `flasepformer prepare` writes.",
         ),
     ] = None,
+    noise: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of noise for some of the mixtures; repeatable."
+        ),
+    ] = None,
+    rooms: Annotated[
+        str | None,
+        typer.Option(help="Folder of room responses for some of the mixtures, or: simulated."),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the recipe, e.g. optimization.n_steps=20000; repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where the folder holds a run, which is removed.")
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N: where the model is trained."),
+    ] = "auto",
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps the decoded speech between runs.")
     ] = None,
@@ -47,6 +67,10 @@ def train(
 
     named = {"speech": speech, "mixtures": mixtures}
     given = [f"data.{kind}={path}" for kind, path in named.items() if path]
+    if noise:
+        given.append(f"mixing.noise={json.dumps([str(folder) for folder in noise])}")
+    if rooms:
+        given.append(f"mixing.rooms={rooms}")
     try:
         loaded = load_recipe(recipe, [*(setting or []), *given])
         for kind, path in named.items():
@@ -55,7 +79,7 @@ def train(
                     f"--{kind} is of no use: {recipe} trains on {loaded.data.train_on} and validates on "
                     f"{loaded.data.validate_on}; see data.train_on and data.validate_on"
                 )
-        best = run(loaded, out, resume=resume, speech_cache=cache)
+        best = run(loaded, out, resume=resume, overwrite=overwrite, device=device, speech_cache=cache)
     except (TrainingError, ValueError, OSError, ImportError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:

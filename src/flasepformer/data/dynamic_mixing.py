@@ -1,9 +1,9 @@
 """Dynamic mixing: mixtures of random talkers, drawn anew for every step of the training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soxr
@@ -16,6 +16,7 @@ from flasepformer.data.simulated_rooms import simulate_rooms
 from flasepformer.data.speech_store import SpeechStore
 
 SIMULATED = "simulated"  # in place of a folder of rooms
+_KEEP_TURN = 0.2  # how often a talker goes on after a pause
 _N_DRAWS = 100  # of one example, before the whole set is held to be silent
 
 
@@ -49,6 +50,18 @@ class DynamicMixingConfig:
     """Largest slope, and largest shelf at either end, that colours each source; its level stays."""
     absent_probability: float = 0.0
     """How often one talker speaks alone and the other sources are silent."""
+    conversation_probability: float = 0.0
+    """How often the talkers take turns, as in a conversation, instead of all speaking all the time."""
+    long_conversation_probability: float = 0.0
+    """The same for segments that are longer than `segment_seconds`; see `OptimizationConfig.long_every`."""
+    turn_seconds: tuple[float, float] = (0.5, 15.0)
+    """Length of a turn of a conversation; short ones are as frequent as their logarithm."""
+    turn_pause_seconds: tuple[float, float] = (0.0, 10.0)
+    """Silence between two turns; each conversation draws its own longest one within this, short ones are more
+    frequent."""
+    turn_overlap_probability: float = 0.6
+    """How often a conversation has turns that begin before the last one ends: in such a one, any share of
+    them, many more often than few, by any part of the shorter of both turns."""
     rooms: str = ""
     """Folder of room responses, where a file is a room, and so is a folder of files; "simulated" draws rooms
     as WHAMR! has them, empty stays dry. All talkers of a mixture are in one room."""
@@ -80,6 +93,7 @@ class DynamicMixingConfig:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}")
         for name in (
             "gain_range_db", "speed_range", "pause_seconds", "noise_snr_db", "band_limit_hz", "decay_seconds",
+            "turn_seconds", "turn_pause_seconds",
         ):  # fmt: skip
             low, high = getattr(self, name)
             if low > high:
@@ -88,12 +102,17 @@ class DynamicMixingConfig:
             raise ValueError(f"speed_range must lie within 0.5 to 2, got {self.speed_range}")
         for name in (
             "fill_probability", "min_filled", "speaker_balance", "absent_probability",
-            "room_probability", "noise_probability", "band_limit_probability",
+            "room_probability", "noise_probability", "band_limit_probability", "conversation_probability",
+            "long_conversation_probability", "turn_overlap_probability",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 to 1, got {getattr(self, name)}")
         if not self.band_limit_hz[0] > 0:
             raise ValueError(f"band_limit_hz must be positive, got {self.band_limit_hz}")
+        if not self.turn_seconds[0] > 0:
+            raise ValueError(f"turn_seconds must be positive, got {self.turn_seconds}")
+        if not self.turn_pause_seconds[0] >= 0:
+            raise ValueError(f"turn_pause_seconds must not be negative, got {self.turn_pause_seconds}")
         if isinstance(self.noise, str):
             raise ValueError(f"noise must be a list of folders, got {self.noise!r}")
         if self.n_simulated_rooms < 1:
@@ -140,14 +159,19 @@ class DynamicMixing:
         self._noise = Noise.load(config.noise, store.sample_rate, cache) if config.noise else None
         self._rooms = self._load_rooms() if config.rooms else None
 
-    def example(self, index: int) -> tuple[Tensor, Tensor]:
+    def example(self, index: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
         """Return mixture (time,) and sources (source, time), float32.
 
         The mixture is the sum of the sources, and of reverberation and noise where the config has them.
+
+        Args:
+            index: Which one.
+            seconds: Its length; None takes `segment_seconds`. Another length, another mixture.
         """
         rng = np.random.default_rng([self.seed, index])
+        n_samples = self.n_samples if seconds is None else round(seconds * self.store.sample_rate)
         for _ in range(_N_DRAWS):
-            sources = self._draw(rng)
+            sources = self._draw(rng, n_samples)
             if sources is not None:
                 return self._record(rng, sources)
         raise ValueError(f"{_N_DRAWS} draws in a row fell below {self.config.silence_db} dB: silent speech?")
@@ -163,22 +187,39 @@ class DynamicMixing:
             yield self.batch(first_index, batch_size)
             first_index += batch_size
 
-    def _draw(self, rng: np.random.Generator) -> NDArray[np.float32] | None:
+    def _draw(self, rng: np.random.Generator, n_samples: int) -> NDArray[np.float32] | None:
         """Return sources (source, time), or None when one of them is silent."""
         config = self.config
+        is_long = n_samples > self.n_samples
+        share = config.long_conversation_probability if is_long else config.conversation_probability
+        converse = share > 0 and rng.random() < share
         speakers = rng.choice(
             len(self._utterances), config.n_sources, replace=False, p=self._speaker_probability
         )
-        sources = np.empty((config.n_sources, self.n_samples), dtype=np.float32)
-        for source, speaker in zip(sources, speakers, strict=True):
+        turns = draw_turns(rng, n_samples, self.store.sample_rate, config) if converse else []
+        if converse and not turns:
+            return None
+        sources = np.zeros((config.n_sources, n_samples), dtype=np.float32)
+        for talker, speaker in enumerate(speakers):
+            own = [turn for turn in turns if turn.talker == talker]
+            if converse and not own:
+                continue  # who never has a turn is silent
+            n_heard = sum(turn.stop - turn.start for turn in own) if converse else n_samples
             speed = round(rng.uniform(*config.speed_range), 2)  # hundredths halve the time of the resampler
-            n_drawn = round(self.n_samples * speed)
-            speech = self._speech(rng, self._utterances[speaker], n_drawn)
+            utterances, n_drawn = self._utterances[speaker], round(n_heard * speed)
+            if converse:
+                speech = monologue(self.store, rng, utterances, n_drawn)
+            else:
+                speech = self._speech(rng, utterances, n_drawn)
             if np.sqrt(np.mean(np.square(speech))) < 10 ** (config.silence_db / 20):
                 return None
             gain = 10 ** ((config.level_db + rng.uniform(*config.gain_range_db)) / 20)
-            source[:] = gain * _fit(speech, self.n_samples)
-        if config.absent_probability and rng.random() < config.absent_probability:
+            speech = gain * _fit(speech, n_heard)
+            if not converse:
+                sources[talker] = speech
+            for turn in own:
+                sources[talker, turn.start : turn.stop], speech = np.split(speech, [turn.stop - turn.start])
+        if not converse and config.absent_probability and rng.random() < config.absent_probability:
             sources[np.arange(config.n_sources) != rng.integers(config.n_sources)] = 0
         return sources
 
@@ -187,12 +228,12 @@ class DynamicMixing:
         config, sample_rate = self.config, self.store.sample_rate
         if config.equalization_db:
             sources = np.stack([equalize(s, sample_rate, config.equalization_db, rng) for s in sources])
-        rest = np.zeros((0, self.n_samples), np.float32)  # what the mixture holds besides the sources
+        rest = np.zeros((0, sources.shape[-1]), np.float32)  # what the mixture holds besides the sources
         if self._rooms and rng.random() < config.room_probability:
             sources, rest = self._in_a_room(rng, sources)
         if self._noise and rng.random() < config.noise_probability:
             speech = np.concatenate([sources, rest]).sum(0)
-            noise = self._noise.draw(rng, self.n_samples)
+            noise = self._noise.draw(rng, sources.shape[-1])
             snr = 10 ** (rng.uniform(*config.noise_snr_db) / 20)
             noise *= rms(speech) / (snr * max(rms(noise), 1e-9))
             rest = np.concatenate([rest, noise[None]])
@@ -252,6 +293,79 @@ class DynamicMixing:
             return speech[start : start + n_samples]
         before = rng.integers(n_samples - total + 1)
         return np.pad(speech, (before, n_samples - total - before))
+
+
+def monologue(
+    store: SpeechStore, rng: np.random.Generator, indices: Sequence[int], n_samples: int
+) -> NDArray[np.float32]:
+    """Return so much of what one speaker says, utterance after utterance, begun anywhere, without pauses.
+
+    Args:
+        store: The speech.
+        rng: Draws the order of the utterances, and where the first one begins.
+        indices: Utterances of the speaker; over again if they are not enough.
+        n_samples: Length.
+    """
+    order: list[int] = rng.permutation(indices).tolist()
+    start = int(rng.integers(store.length(order[0])))
+    pieces, total = [store.waveform(order[0], start)], store.length(order[0]) - start
+    for k in range(1, n_samples):
+        if total >= n_samples:
+            break
+        pieces.append(store.waveform(order[k % len(order)]))
+        total += len(pieces[-1])
+    return np.concatenate(pieces)[:n_samples]
+
+
+class TurnSamples(NamedTuple):
+    """A turn of a talker in a segment, in samples."""
+
+    talker: int
+    start: int
+    stop: int
+
+
+def draw_turns(
+    rng: np.random.Generator, n_samples: int, sample_rate: int, config: DynamicMixingConfig
+) -> list[TurnSamples]:
+    """Let talkers take turns until the end of a segment, where the last turn is cut.
+
+    Turns of one talker never overlap. After a turn another talker follows, or now and then the same one.
+
+    Args:
+        rng: Draws who speaks, the turns, the pauses and the overlaps.
+        n_samples: Length of the segment.
+        sample_rate: Hz.
+        config: `n_sources`, and what begins with `turn_`.
+    """
+    shortest, longest = np.log(config.turn_seconds)
+    low, high = config.turn_pause_seconds
+    high = low + (high - low) * rng.random()
+    overlaps = rng.random() < config.turn_overlap_probability
+    overlap_share = rng.random() ** 0.25 if overlaps else 0.0  # of the turns
+    turns: list[TurnSamples] = []
+    talker = int(rng.integers(config.n_sources))
+    end = last_end = last_start = -round(
+        rng.random() * np.exp(longest) * sample_rate
+    )  # the segment begins anywhere
+    free = np.full(config.n_sources, end)  # when each has finished
+    while True:
+        length = max(1, round(float(np.exp(rng.uniform(shortest, longest))) * sample_rate))
+        pause = round(float(low + (high - low) * rng.random() ** 2) * sample_rate)
+        start = end + pause
+        if turns and free[talker] < last_end and rng.random() < overlap_share:
+            shorter = min(length, last_end - max(last_start, 0))
+            start = max(last_end - round(rng.random() * shorter), int(free[talker]))
+        if start >= n_samples:
+            return turns
+        turn = TurnSamples(talker, max(start, 0), min(start + length, n_samples))
+        if turn.stop - turn.start >= np.exp(shortest) * sample_rate - 1:  # else too little to tell a voice by
+            turns.append(turn)
+        last_start, free[talker] = start, start + length
+        last_end = start + length
+        end = int(free.max())
+        if config.n_sources > 1 and rng.random() > _KEEP_TURN:
+            talker = int((talker + 1 + rng.integers(config.n_sources - 1)) % config.n_sources)
 
 
 def _fit(waveform: NDArray[np.float32], n_samples: int) -> NDArray[np.float32]:

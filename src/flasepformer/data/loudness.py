@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flasepformer.installing import how_to_install
+
 _GATE_SECONDS = 0.4  # block of the standard
 
 
@@ -30,5 +32,5 @@ def load_pyloudnorm() -> Any:
     try:
         import pyloudnorm
     except ImportError as error:
-        raise ImportError('loudness needs the extra "data": pip install "flasepformer[data]"') from error
+        raise ImportError(f'loudness needs the extra "data": {how_to_install("data")}') from error
     return pyloudnorm

@@ -2,6 +2,8 @@
 
 import csv
 import itertools
+import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,14 @@ import soundfile
 
 from flasepformer.audio import AUDIO_EXTENSIONS
 from flasepformer.data.mixture_manifest import MixtureFiles, is_mixture_manifest, read_mixture_manifest
+
+_SPLIT = re.compile(
+    r"(train|training|tr|valid|validation|val|dev|development|cv|test|testing|tt|eval|evaluation)"
+    r"([-_ .]?(clean|other|noisy|cv|set|\d+))*",
+    re.IGNORECASE,
+)
+_NOBODY = re.compile(r"(noises?|rirs?|brirs?|rooms?|impulse[-_ ]?responses?|music)", re.IGNORECASE)
+"""Names of folders that stand beside those of the splits, or of the talkers."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ def read_utterances(
         source: A folder laid out `SPEAKER/**/*.wav` (with `split`: `SPLIT/SPEAKER/**/*.wav`), or a CSV file
             with the columns `path` (relative to the CSV's folder), `speaker`, `duration_s`, and where known
             `split`, `sex`, `corpus`, `licence`. Or a manifest of mixtures, of which the sources are taken
-            (with `split`: a folder of such manifests, `SPLIT.csv`).
+            (with `split`: a folder of such manifests, `SPLIT.csv`). A folder of splits, such as train/ and
+            valid/, is never taken for one of talkers; nor are noise/ and rir/ for two of those.
         split: Keep only this split, e.g. "train".
         exclude: Manifest rows to leave out, column to values: `{"licence": {"CC BY-SA 4.0"}}`.
 
@@ -53,6 +64,11 @@ def read_utterances(
     if source.is_dir():
         if exclude:
             raise ValueError(f"exclude needs the columns of a CSV manifest, but {source} is a folder")
+        if split and not (source / split).is_dir():
+            raise FileNotFoundError(
+                f"no folder {split} in {source}; expected is one for each split, with a folder per "
+                "speaker in it"
+            )
         utterances = _read_folder(source / split if split else source)
     else:
         try:
@@ -66,13 +82,26 @@ def read_utterances(
 
 
 def _read_folder(root: Path) -> list[Utterance]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"no such folder: {root}")
-    return [
-        Utterance(path, path.relative_to(root).parts[0], _duration_seconds(path))
-        for path in sorted(root.glob("*/**/*"))
-        if path.suffix.lower() in AUDIO_EXTENSIONS
-    ]
+    paths = [path for path in sorted(root.glob("*/**/*")) if path.suffix.lower() in AUDIO_EXTENSIONS]
+    talkers = [path.relative_to(root).parts[0] for path in paths]
+    if splits := sorted({name for name in talkers if _SPLIT.fullmatch(name)}):
+        raise ValueError(
+            f"the folders {', '.join(splits)} in {root} are splits, not talkers; choose one, for instance "
+            f"--split {splits[0]}, or name a folder that has a folder per talker"
+        )
+    if others := sorted({name for name in talkers if _NOBODY.fullmatch(name)}):
+        warnings.warn(f"{', '.join(others)} in {root} counted as no talker", stacklevel=3)
+    kept = [(path, talker) for path, talker in zip(paths, talkers, strict=True) if talker not in others]
+    if kept and all(len(path.relative_to(root).parts) > 2 for path, _ in kept):
+        path, first = kept[0]
+        n_talkers, inner = len({talker for _, talker in kept}), path.relative_to(root).parts[1]
+        warnings.warn(
+            f"{n_talkers} folders in {root}, such as {first}, are taken for one talker each, and what is "
+            f"in them, such as {inner}, for recordings of that talker; if those are the talkers, name the "
+            "folder that holds them, or a split",
+            stacklevel=3,
+        )
+    return [Utterance(path, talker, _duration_seconds(path)) for path, talker in kept]
 
 
 def _duration_seconds(path: Path) -> float:

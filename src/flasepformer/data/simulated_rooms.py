@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from flasepformer.data.acoustics import RoomResponse
+from flasepformer.installing import how_to_install
 
 _N_ROOMS = 100  # drawn before the decay asked for is held to be impossible
 
@@ -108,7 +110,8 @@ def simulate_rooms(
     """
     rng = np.random.default_rng([seed, n_rooms])
     rooms = (draw_room(rng, n_talkers, decay_seconds) for _ in range(n_rooms))
-    return [[response for _, response in room.responses(sample_rate)] for room in rooms]
+    bar = tqdm(rooms, total=n_rooms, desc="simulating rooms", unit="room", disable=None)
+    return [[response for _, response in room.responses(sample_rate)] for room in bar]
 
 
 def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -125,8 +128,6 @@ def load_pyroomacoustics() -> Any:
     try:
         import pyroomacoustics
     except ImportError as error:
-        raise ImportError(
-            'simulated rooms need the extra "data": pip install "flasepformer[data]"'
-        ) from error
+        raise ImportError(f'simulated rooms need the extra "data": {how_to_install("data")}') from error
     pyroomacoustics.constants.set("num_threads", 1)  # the order of its sums must not depend on the machine
     return pyroomacoustics

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from flasepformer.audio import AudioError, Recording, mix_down, read_audio, resample
 from flasepformer.data.manifest import Utterance
+from flasepformer.temporary import temporary_folder
 
 MAX_CORRUPT_SHARE = 0.01
 _FULL_SCALE = 32767
@@ -171,8 +171,8 @@ def _save(
 ) -> None:
     """Write the cache under a temporary name, then rename it: a kill leaves no half cache."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as name:
-        whole = Path(name) / "whole"
+    with temporary_folder(f".{folder.name}-", folder.parent) as growing:
+        whole = growing / "whole"
         whole.mkdir()
         with (whole / "samples.raw").open("wb") as file:
             lengths, levels = decode(lambda piece: file.write(piece.tobytes()))  # never all in memory

@@ -15,6 +15,7 @@ from flasepformer.evaluation.statistics import bootstrap_interval, known, mean
 from flasepformer.evaluation.stored import StoredResult
 from flasepformer.evaluation.summary import without_nan
 from flasepformer.inference import growing_folder
+from flasepformer.installing import how_to_install
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def scatter_plot(first: StoredResult, second: StoredResult) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('the scatter plot needs matplotlib: pip install "flasepformer[demo]"') from error
+        raise ImportError(f"the scatter plot needs matplotlib: {how_to_install('evaluation')}") from error
     by_name = {row.name: row.mean("si_snr_improvement") for row in second.rows}
     x = [row.mean("si_snr_improvement") for row in first.rows]
     y = [by_name[row.name] for row in first.rows]

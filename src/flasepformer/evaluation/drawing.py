@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flasepformer.installing import how_to_install
+
 WIDTH, HEIGHT = 640, 200
 _LEFT, _BOTTOM, _TOP, _RIGHT = 44, 38, 12, 12
 _N_COLUMNS = 600
@@ -86,7 +88,7 @@ def spectrogram(waveform: Tensor, sample_rate: int, top_db: float) -> bytes:
         from matplotlib import colormaps
         from PIL import Image
     except ImportError as error:
-        raise ImportError('spectrograms need matplotlib: pip install "flasepformer[demo]"') from error
+        raise ImportError(f"spectrograms need matplotlib: {how_to_install('evaluation')}") from error
     levels = (_level_db(waveform, sample_rate) - top_db) / _LEVELS_DB + 1
     indices = (levels.clip(0, 1) * 63).round().astype(np.uint8)[::-1]
     picture = Image.fromarray(np.ascontiguousarray(indices)).convert("P")

@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from flasepformer.data import MixtureSet
 from flasepformer.evaluation.journal import Journal
-from flasepformer.evaluation.provenance import set_digest, versions, weights_digest
+from flasepformer.evaluation.provenance import set_digest, versions
 from flasepformer.evaluation.rows import N_DECIMALS, EvaluationRow
 from flasepformer.evaluation.scoring import check_metrics, score_estimates, why_not_applicable
-from flasepformer.evaluation.separating import Separate, describe_run, separation_by, share_memory
+from flasepformer.evaluation.separating import Separate, describe_run, fix_mode, separation_by, share_memory
 from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.summary import EvaluationResult
-from flasepformer.evaluation.workers import WorkerDied, map_in_processes
-from flasepformer.inference import RunOptions, SeparationError, Separator
+from flasepformer.inference import RunOptions, SeparationError, Separator, weights_digest
+from flasepformer.inference.workers import WorkerDied, map_in_processes
 from flasepformer.models import SeparationNetwork
 
 
@@ -64,6 +64,7 @@ def evaluate(
         )
     check_metrics(metrics)
     names = list(mixtures.names[:limit])
+    run_options = fix_mode(model, run_options)
     separate = separation_by(model, share_memory(run_options, min(jobs, len(names))))
     rows: list[EvaluationRow] = []
     written = None

@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from flasepformer.data import MixtureFolder, MixtureList, MixtureManifest, MixtureSet
 from flasepformer.evaluation.scoring import package_of
 
@@ -36,15 +34,6 @@ def versions(metrics: Collection[str] = ()) -> dict[str, str]:
     """Return the versions of everything that the scores depend on."""
     packages = ["flasepformer", "torch", "numpy", *filter(None, map(package_of, metrics))]
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of all weights, with their names."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def set_digest(mixtures: MixtureSet) -> str:

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from flasepformer.data import Mixture
 from flasepformer.inference.levels import explaining_gains
+from flasepformer.installing import how_to_install
 from flasepformer.metrics import (
     LIMIT_DB,
     estoi,
@@ -86,7 +87,7 @@ def check_metrics(metrics: Collection[str]) -> None:
                 importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'{metric} needs {package}: pip install "flasepformer[{extra}]", or leave {metric} out',
+                f"{metric} needs {package}: {how_to_install(extra)}, or leave {metric} out",
                 name=error.name,
             ) from error
 

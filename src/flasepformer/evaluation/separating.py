@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flasepformer.data import Mixture
 from flasepformer.inference import RunOptions, Separator
+from flasepformer.inference.estimates import goes_in_pieces
 from flasepformer.inference.memory import USABLE_SHARE, free_memory
 from flasepformer.models import SeparationNetwork, separate
 
@@ -45,6 +46,17 @@ def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions 
         return partial(_through_network, model)
     network = _network_of(model)
     return partial(_as_recording, Separator(network, next(network.parameters()).device, **run_options))
+
+
+def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:
+    """Decide "auto" by the model alone: scores must not depend on the memory that is free on the day.
+
+    A model with linear attention takes every mixture whole; another one takes those that are longer than a
+    chunk in chunks.
+    """
+    if run_options is None or run_options.get("mode", "auto") != "auto":
+        return run_options
+    return {**run_options, "mode": "whole" if goes_in_pieces(_network_of(model)) else "chunks"}
 
 
 def share_memory(run_options: RunOptions | None, n_jobs: int) -> RunOptions | None:

@@ -8,14 +8,23 @@ what went wrong.
 
 from flasepformer.inference.devices import DeviceError, pick_device
 from flasepformer.inference.execution import RunOptions
+from flasepformer.inference.identity import read_report, weights_digest
 from flasepformer.inference.memory import parse_size
-from flasepformer.inference.outputs import AlreadySeparated, OutputError, growing_folder, portable_name
+from flasepformer.inference.outputs import (
+    AlreadySeparated,
+    OutputError,
+    OutputExists,
+    growing_folder,
+    portable_name,
+)
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
+from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.separator import (
     FileOptions,
     Progress,
     SeparationReport,
     Separator,
+    best_weights,
 )
 
 __all__ = [
@@ -24,13 +33,18 @@ __all__ = [
     "FileOptions",
     "NotEnoughMemory",
     "OutputError",
+    "OutputExists",
     "Progress",
     "RunOptions",
     "SeparationError",
     "SeparationReport",
     "Separator",
+    "best_weights",
     "growing_folder",
     "parse_size",
     "pick_device",
+    "pick_precision",
     "portable_name",
+    "read_report",
+    "weights_digest",
 ]

@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 import torch
 
+from flasepformer.errors import FlasepformerError
+
 _IS_AVAILABLE: dict[str, Callable[[], bool]] = {
     "cuda": torch.cuda.is_available,
     "mps": torch.backends.mps.is_available,
 }
 
 
-class DeviceError(RuntimeError):
+class DeviceError(FlasepformerError, RuntimeError):
     """The device that was asked for cannot be used; the message says why and what to do."""
 
 
@@ -35,7 +37,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise DeviceError(f"no device is called {device!r}; use auto, cpu, cuda or mps") from error
     found, fault = _probe(chosen)
     if not found:

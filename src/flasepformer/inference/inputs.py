@@ -1,8 +1,8 @@
 """Let a pipe be read like a file, and keep a file of nothing but holes from being read at all."""
 
 import os
+import select
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +10,16 @@ from typing import BinaryIO
 
 from flasepformer.audio import AudioError
 from flasepformer.inference.outputs import explain_write_failure
+from flasepformer.temporary import temporary_folder
 
 MAX_PIPE_BYTES = 4 << 30
 """Most that is taken from a pipe: six hours of stereo at CD quality."""
 
 MAX_HOLLOW_BYTES = 1 << 30
 """Largest file that may consist of holes; the zeros of a bigger one would fill the memory."""
+
+PIPE_PATIENCE_SECONDS = 60.0
+"""How long a named pipe may stay without a first byte."""
 
 _PIECE = 1 << 20
 
@@ -48,15 +52,31 @@ def as_regular_file(source: str | Path | BinaryIO, *, limit: int = MAX_PIPE_BYTE
             )
         yield path
         return
-    with path.open("rb") as stream, _copied(stream, limit) as copied:
+    with _opened_pipe(path) as stream, _copied(stream, limit) as copied:
         yield copied
+
+
+def _opened_pipe(path: Path) -> BinaryIO:
+    """Open a named pipe once somebody writes into it; without end nobody would ever know."""
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    try:
+        if not select.select([stream], [], [], PIPE_PATIENCE_SECONDS)[0]:
+            raise AudioError(
+                f"{path}: is a pipe, and nobody wrote into it for {PIPE_PATIENCE_SECONDS:g} s; "
+                "start its writer first"
+            )
+        os.set_blocking(stream.fileno(), True)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 @contextmanager
 def _copied(stream: BinaryIO, limit: int) -> Iterator[Path]:
     name = str(getattr(stream, "name", "stream"))
-    with tempfile.TemporaryDirectory(prefix="flasepformer-") as folder:
-        path, n_bytes = Path(folder, "stream"), 0
+    with temporary_folder() as folder:
+        path, n_bytes = folder / "stream", 0
         try:
             with path.open("wb") as copy:
                 while piece := stream.read(_PIECE):
@@ -65,7 +85,7 @@ def _copied(stream: BinaryIO, limit: int) -> Iterator[Path]:
                         raise AudioError(f"{name}: more than {limit / 1e9:g} GB; save it to a file first")
                     copy.write(piece)
         except OSError as error:
-            raise explain_write_failure(error, Path(folder), n_bytes) from error
+            raise explain_write_failure(error, folder, n_bytes) from error
         try:
             yield path
         except AudioError as error:

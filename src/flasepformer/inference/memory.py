@@ -13,6 +13,9 @@ except ImportError:  # Windows has no such limits
 USABLE_SHARE = 0.5
 """Share of the free memory that is taken when nobody says how much; other programs need some meanwhile."""
 
+SMALLEST_PLAIN_SIZE = 1_000_000
+"""A text without a unit that is below this was not meant in bytes."""
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNLIMITED = 1 << 60  # what control groups call no limit is larger
 
@@ -21,10 +24,10 @@ def parse_size(text: int | str) -> int:
     """Return a size in bytes.
 
     Args:
-        text: Bytes, or a number with K, M, G or T, the powers of 1000.
+        text: Bytes as an integer, or a number with K, M, G or T, the powers of 1000.
 
     Raises:
-        ValueError: It is no size above zero.
+        ValueError: It is no size above zero, or a text of a few bytes, which lacks its unit.
 
     >>> parse_size("800M"), parse_size("1.5 GB"), parse_size(4096)
     (800000000, 1500000000, 4096)
@@ -33,6 +36,8 @@ def parse_size(text: int | str) -> int:
     size = round(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size <= 0:
         raise ValueError(f"a size must be written like 800M or 4G, got {str(text)!r}")
+    if isinstance(text, str) and match and not match[2] and size < SMALLEST_PLAIN_SIZE:
+        raise ValueError(f"{text.strip()} are so many bytes; write the unit too, such as {text.strip()}G")
     return size
 
 

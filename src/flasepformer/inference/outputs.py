@@ -4,12 +4,14 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from flasepformer.errors import FlasepformerError
+from flasepformer.temporary import temporary_folder
 
 try:
     import fcntl
@@ -25,12 +27,8 @@ _UNPORTABLE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-class OutputError(OSError):
+class OutputError(FlasepformerError, OSError):
     """The tracks cannot be written: the folder, its permissions or the disk; the message says what to do."""
-
-
-class AlreadySeparated(FileExistsError):
-    """All the files that would be written are there, from an earlier run that was complete."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +38,44 @@ class Outputs:
     tracks: tuple[Path, ...]
     report: Path
 
-    def check_absent(self) -> None:
+    def check_absent(self, difference: Callable[[Path], str | None]) -> None:
         """Raise unless none of the files exists.
 
+        Args:
+            difference: Says of the report that is there what it was made of that is not the same now; None if
+                it is all the same.
+
         Raises:
-            AlreadySeparated: All exist.
-            FileExistsError: Some exist: an earlier run was cut off just then, or they are somebody else's.
+            AlreadySeparated: All exist, and are what would be made.
+            OutputExists: They are of another separation; or only some exist: an earlier run was cut off
+                just then, or they are somebody else's.
         """
         there = [path for path in (*self.tracks, self.report) if os.path.lexists(path)]
-        if len(there) == len(self.tracks) + 1:
-            raise AlreadySeparated(f"{self.report} and its tracks exist; overwrite them, or add a suffix")
-        if there:
-            raise FileExistsError(
-                f"{there[0]} exists, but not all of {self.report.name} and its tracks; "
-                "overwrite them, or add a suffix"
-            )
+        if not there:
+            return
+        ways = "overwrite them, add a suffix, or choose another folder"
+        if len(there) < len(self.tracks) + 1:
+            raise OutputExists(f"{there[0]} exists, but not all of {self.report.name} and its tracks; {ways}")
+        if reason := difference(self.report):
+            raise OutputExists(f"{self.report} and its tracks exist, but {reason}; {ways}")
+        raise AlreadySeparated(self)
+
+
+class OutputExists(FlasepformerError, FileExistsError):
+    """There are files of that name, and nobody asked to replace them."""
+
+
+class AlreadySeparated(OutputExists):
+    """The same recording has been separated already, by the same model with the same options.
+
+    Args:
+        outputs: What that run left.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__(f"{outputs.report} and its tracks exist")
+        self.tracks = outputs.tracks
+        self.report = outputs.report
 
 
 def portable_name(name: str) -> str:
@@ -88,20 +109,30 @@ def plan_outputs(folder: Path, name: str, n_tracks: int, extension: str) -> Outp
 def growing_folder(folder: Path) -> Iterator[Path]:
     """Make the output folder and, in it, a hidden folder of our own that is removed at the end.
 
+    Those of earlier runs that were killed are removed, too.
+
     Raises:
         OutputError: The folder cannot be made or written in.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        growing = tempfile.TemporaryDirectory(prefix=".flasepformer-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise OutputError(f"cannot write in {folder}: {reason}; choose another folder with --out") from error
-    with growing as path:
-        yield Path(path)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            growing = stack.enter_context(temporary_folder(".flasepformer-", folder))
+        except OSError as error:
+            reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise OutputError(
+                f"cannot write in {folder}: {reason}; choose another folder with --out"
+            ) from error
+        yield growing
 
 
-def publish(grown: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> None:
+def publish(
+    grown: Sequence[Path],
+    outputs: Outputs,
+    *,
+    overwrite: bool,
+    difference: Callable[[Path], str | None] = lambda report: None,
+) -> None:
     """Give the finished files their final names, report last; other runs into the same folder wait meanwhile.
 
     An interrupt takes effect when all are in place: a thread moves them, and signals reach the main one.
@@ -110,12 +141,13 @@ def publish(grown: Sequence[Path], outputs: Outputs, *, overwrite: bool) -> None
         grown: The finished tracks and then the report, on the same file system as their final names.
         outputs: Their final names.
         overwrite: Replace what is there; otherwise raise as `Outputs.check_absent` does.
+        difference: See there.
     """
 
     def move() -> None:
         with _locked(outputs.report.parent):
             if not overwrite:
-                outputs.check_absent()
+                outputs.check_absent(difference)
             outputs.report.unlink(missing_ok=True)  # no report, no complete separation
             for source, target in zip(grown, (*outputs.tracks, outputs.report), strict=True):
                 source.replace(target)

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from flasepformer.errors import FlasepformerError
 from flasepformer.inference.estimates import (
     SAMPLE_BYTES,
     Need,
@@ -28,7 +29,7 @@ Mode = Literal["auto", "whole", "chunks"]
 Way = Literal["pieces", "whole", "chunks"]
 
 
-class SeparationError(RuntimeError):
+class SeparationError(FlasepformerError, RuntimeError):
     """The model gave no usable answer."""
 
 
@@ -187,7 +188,7 @@ class Planner:
         offered = "" if usable is None else f" and {format_size(usable)} may be used"
         return NotEnoughMemory(
             f"{minutes:.1f} minutes need {needed}{offered}; free some memory, allow more (--memory), "
-            "choose --mode auto, or cut the recording into shorter ones"
+            f"{'choose --mode auto, ' if self._mode == 'whole' else ''}or cut the recording into shorter ones"
         )
 
 

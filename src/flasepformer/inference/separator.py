@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
@@ -27,14 +28,17 @@ from flasepformer.audio import (
     talkers_have_channels,
     write_audio,
 )
+from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
+from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError
+from flasepformer.inference.precisions import pick_precision
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
@@ -49,6 +53,10 @@ MAX_CHANNELS = 64
 SEPARATE_CHANNELS = (
     "each channel carries a talker of its own, so the tracks are the channels as they are; "
     "mix the channels down (--mix-channels) to separate their mixture instead"
+)
+
+RANDOM_WEIGHTS = (
+    "has random weights, so its tracks hold nothing but noise; train it first, or name a checkpoint"
 )
 
 MAX_PEAK = 1e30
@@ -79,6 +87,8 @@ class SeparationReport:
 
     input: str
     """The recording, as it was named."""
+    content: dict[str, Any]
+    """Of the recording: its size in "bytes" and its "sha256"."""
     tracks: tuple[Path, ...]
     """One file per talker."""
     seconds: float
@@ -86,11 +96,15 @@ class SeparationReport:
     sample_rate: int
     """Of the tracks, in Hz."""
     model: dict[str, Any]
-    """Name, licence, sample rate and talkers of the model."""
+    """Name, licence, sample rate and talkers of the model, and "weights_sha256", a digest of its weights."""
+    options: dict[str, Any]
+    """What decides the tracks, of `RunOptions` and `FileOptions`."""
     device: str
     """Where the model ran."""
     real_time_factor: float
     """Time of the separation over the length of the recording; reading and writing files not counted."""
+    total_real_time_factor: float
+    """The same with reading, resampling and writing."""
     mode: str
     """"whole": the model heard all of the recording at once; "chunks"; "channels": it was not needed, as each
     channel had its talker; "silence": nor here."""
@@ -209,14 +223,36 @@ class FileOptions(TypedDict, total=False):
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
     progress: Progress
-    """Called at every step, and again and again while the model works."""
+    """Called at every step, and again and again while the model works. What it raises, such as
+    `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
     notify: Callable[[str], None]
     """Called with notes that a person should read before the model begins its work, such as the memory that
     it needs; they stand among the notes of the report, too."""
 
 
+_RUN_DEFAULTS: dict[str, Any] = {
+    "mode": "auto", "memory": None, "chunk_seconds": 30.0, "overlap_seconds": 5.0, "precision": "float32",
+}  # fmt: skip
+_FILE_DEFAULTS: dict[str, Any] = {
+    "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False
+}  # fmt: skip
+"""Of the options that decide what the tracks are."""
+
+
 def _tell_nobody(step: str, share: float) -> None:
     pass
+
+
+def best_weights(name_or_path: str | Path) -> str | Path:
+    """Return the best weights of a training run whose folder is named; anything else as it is."""
+    best = Path(name_or_path) / "best"
+    is_run = (best / "config.json").is_file() and not (best.parent / "config.json").is_file()
+    return best if is_run else name_or_path
+
+
+def _told_of_all(tell: Progress, index: int, n_recordings: int) -> Progress:
+    """Return what tells the share of all recordings, given that of one of them."""
+    return lambda step, share: tell(step, (index + share) / n_recordings)
 
 
 def _hear_nothing(note: str) -> None:
@@ -230,10 +266,11 @@ class Separator:
         model: A network of `flasepformer.models`; it is put in eval mode, and copied if it has to move.
         device: "auto", "cpu", "cuda", "mps" or any name of PyTorch; see `pick_device`.
         info: What is known of the model, for the reports.
-        **options: How long recordings go through the model; see `RunOptions`.
+        **options: How long recordings go through the model; see `RunOptions`, and `pick_precision` for what
+            is measured of a precision.
 
     Raises:
-        DeviceError: The device cannot be used.
+        DeviceError: The device cannot be used, or that precision is too slow on it.
         ValueError: An option makes no sense.
     """
 
@@ -245,14 +282,24 @@ class Separator:
         info: ModelInfo | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
+        if not isinstance(model, SeparationNetwork):
+            raise InputError(
+                f"model must be a network of flasepformer.models, got {type(model).__name__}; "
+                "Separator.from_pretrained takes a name or a folder"
+            )
+        options["precision"], slow = pick_precision(options.get("precision", "float32"), device)
         self._runner = ModelRunner(model, device, **options)
+        self._run_options = {**_RUN_DEFAULTS, **options}
         self.device = self._runner.device
         self.model: SeparationNetwork = self._runner.model
         self.sample_rate = self._runner.sample_rate
         self.n_sources = self._runner.n_sources
+        random = (f"{info.name} {RANDOM_WEIGHTS}",) if info and not info.trained else ()
+        self._cautions: tuple[str, ...] = (*random, *slow)
         self.description: dict[str, Any] = {
             "name": info.name if info else type(model).__name__,
             "licence": info.licence if info else "",
+            **{key: value for key in ("data", "citation", "source") if (value := getattr(info, key, ""))},
             "sample_rate": self.sample_rate,
             "n_sources": self.n_sources,
         }
@@ -262,13 +309,17 @@ class Separator:
         cls,
         name_or_path: str | Path | None = None,
         device: str | torch.device = "auto",
+        *,
+        accept_licence: bool = False,
         **options: Unpack[RunOptions],
     ) -> "Separator":
         """Load a model: the trained one of the package, or another by name or path as in `load_model`.
 
         Args:
-            name_or_path: Of the model.
+            name_or_path: Of the model; the folder of a training run means its best weights.
             device: See `pick_device`.
+            accept_licence: Whether a licence that forbids commercial use is accepted, where published weights
+                have to be fetched.
             **options: How long recordings go through the model; see `RunOptions`.
 
         Raises:
@@ -276,39 +327,100 @@ class Separator:
             DeviceError: The device cannot be used.
             ValueError: An option makes no sense.
         """
-        name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
-        model, info = load_described_model(name_or_path)
-        if not info.trained:
-            warnings.warn(
-                f"{info.name} has random weights, so its tracks hold nothing but noise; train it first, or "
-                "name a checkpoint",
-                stacklevel=2,
-            )
-        return cls(model, device, info=info, **options)
+        name_or_path = best_weights(DEFAULT_MODEL if name_or_path is None else name_or_path)
+        model, info = load_described_model(name_or_path, accept_licence=accept_licence)
+        separator = cls(model, device, info=info, **options)
+        for caution in separator._cautions:
+            warnings.warn(caution, stacklevel=2)
+        return separator
 
-    def separate(self, waveform: Waveform, sample_rate: int) -> Waveform:
-        """Separate a recording held in memory.
+    def alike(self, options: RunOptions) -> "Separator":
+        """Return a separator with the same model and device and other options, for another process."""
+        other = Separator(self.model, self.device, **options)
+        other.description, other._cautions = self.description, self._cautions
+        other._run_options = {**other._run_options, "memory": self._run_options["memory"]}
+        return other
+
+    def __repr__(self) -> str:
+        return (
+            f"Separator(model={self.description['name']!r}, device={str(self.device)!r}, "
+            f"sample_rate={self.sample_rate}, n_sources={self.n_sources})"
+        )
+
+    def separate(self, waveform: Waveform, sample_rate: int, *, progress: Progress | None = None) -> Waveform:
+        """Separate one recording held in memory; see `separate_batch` for several.
 
         Args:
             waveform: (time,) or (channel, time). Channels are mixed down, unless each of two carries a talker
                 of its own: then they are the tracks. Floating point, or integers, which count as PCM of
                 their full scale.
             sample_rate: In Hz.
+            progress: Called at every step, and again and again while the model works. What it raises, such as
+                `flasepformer.Cancelled`, ends the work.
 
         Returns:
             (source, time) at the same rate and of the same length, float32, of the kind of `waveform` and
             on its device. They sum to the mixture as well as they can, and are silent where it is silent.
 
         Raises:
-            ValueError: The waveform has another shape or kind, no samples, or some that are NaN or infinite.
+            InputError: The waveform has another shape or kind, no samples, or some that are NaN or infinite.
             SeparationError: The model gave no usable answer, or (`NotEnoughMemory`) could not give one.
             OutputError: The disk has no room for what the memory does not hold.
         """
-        heard = self._listen(_as_samples(waveform), _checked_rate(sample_rate))
-        separation = self._separate(heard)
+        rate, samples = _checked_rate(sample_rate), _as_samples(waveform)
+        if _looks_like_a_batch(samples, rate):
+            warnings.warn(
+                f"the {len(samples)} rows of the waveform have nothing in common, as if they were recordings "
+                "and not channels of one; separate_batch separates recordings one by one",
+                stacklevel=2,
+            )
+        return self._separate_array(waveform, samples, rate, progress or _tell_nobody)
+
+    def separate_batch(
+        self, waveforms: Waveform, sample_rate: int, *, progress: Progress | None = None
+    ) -> Waveform:
+        """Separate recordings of one length, each by itself, as if `separate` were called for each.
+
+        Args:
+            waveforms: (batch, time), or (batch, channel, time); see `separate` for the samples.
+            sample_rate: In Hz, of all.
+            progress: See `separate`; the share is that of the whole batch.
+
+        Returns:
+            (batch, source, time), of the kind of `waveforms` and on its device.
+
+        Raises:
+            InputError: As `separate` does, or the batch is empty.
+            SeparationError: See `separate`.
+            OutputError: See `separate`.
+        """
+        rate = _checked_rate(sample_rate)
+        if (
+            not isinstance(waveforms, (np.ndarray, Tensor))
+            or waveforms.ndim not in (2, 3)
+            or not len(waveforms)
+        ):
+            shape = getattr(waveforms, "shape", None)
+            came = type(waveforms).__name__ if shape is None else tuple(shape)
+            raise InputError(f"waveforms must be (batch, time) or (batch, channel, time), got {came}")
+        tell, n_waveforms = progress or _tell_nobody, len(waveforms)
+        tracks: list[Any] = []
+        for index in range(n_waveforms):
+            waveform = waveforms[index]
+            tell_one = _told_of_all(tell, index, n_waveforms)
+            tracks.append(self._separate_array(waveform, _as_samples(waveform), rate, tell_one))
+        return torch.stack(tracks) if isinstance(waveforms, Tensor) else np.stack(tracks)
+
+    def _separate_array(
+        self, waveform: Waveform, samples: NDArray[np.float32], rate: int, tell: Progress
+    ) -> Waveform:
+        heard = self._listen(samples, rate, tell)
+        separation = self._separate(heard, tell)
         for message in heard.warnings + separation.warnings:
-            warnings.warn(message, stacklevel=2)
+            hint = "; if they are two recordings, use separate_batch" if message == SEPARATE_CHANNELS else ""
+            warnings.warn(message + hint, stacklevel=3)
         tracks = np.stack([separation.track(index) for index in range(self.n_sources)])
+        tell("done", 1.0)
         return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
 
     def separate_file(
@@ -316,7 +428,9 @@ class Separator:
     ) -> list[Path]:
         """Separate a file into `talk_speaker1.wav`, `talk_speaker2.wav` and a report, `talk_separation.json`.
 
-        All of them appear at once, when they are complete.
+        All of them appear at once, when they are complete. Files that exist are never passed over unless
+        their report says that they are the same: by size and digest of the recording, the weights and the
+        options.
 
         Args:
             source: The recording: any audio or video file, also a pipe or a binary stream.
@@ -328,7 +442,8 @@ class Separator:
 
         Raises:
             AudioError: The recording cannot be read.
-            AlreadySeparated: All outputs exist (a `FileExistsError`, as is raised when only some exist).
+            AlreadySeparated: The same has been done already; `tracks` has what is there.
+            OutputExists: There are outputs of that name of something else, or not all of them.
             OutputError: The tracks cannot be written, or the disk has no room for temporary files.
             OSError: The recording is missing or may not be opened.
             ValueError: An option does not suit the recording or another option.
@@ -340,6 +455,14 @@ class Separator:
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
     ) -> SeparationReport:
         """Do as `separate_file` does, and return what was done."""
+        if not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read"):
+            raise InputError(
+                f"source must be a path or a binary stream, got {type(source).__name__}; "
+                "Separator.separate takes samples"
+            )
+        if not isinstance(out_folder, (str, os.PathLike)) or not str(out_folder):
+            raise InputError(f"out_folder must be the path of a folder, got {out_folder!r}")
+        began = time.perf_counter()
         tell = options.get("progress", _tell_nobody)
         overwrite = options.get("overwrite", False)
         form, subtype = options.get("format", "wav"), options.get("subtype", "auto")
@@ -347,17 +470,26 @@ class Separator:
             "auto",
             *WRITABLE_FORMATS[form].subtypes,
         ):
-            raise ValueError(
+            raise InputError(
                 f"cannot write {form} files with {subtype} samples; see flasepformer.inference.FileOptions"
             )
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
         outputs = plan_outputs(Path(out_folder), name, self.n_sources, form)
-        if not overwrite:
-            outputs.check_absent()
+        chosen = {
+            **self._run_options,
+            **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+        }
         with growing_folder(outputs.report.parent) as growing:
             tell("reading", 0.0)
             with as_regular_file(source) as path:
+                content = file_identity(path) if path.is_file() else {}  # else reading says what it is
+
+                def differs(report: Path) -> str | None:
+                    return difference(read_report(report), content, self._weights_sha256, chosen)
+
+                if not overwrite:
+                    outputs.check_absent(differs)
                 recording = read_audio(path, stream=options.get("stream"))
             started = time.perf_counter()
             heard = self._listen(
@@ -376,12 +508,15 @@ class Separator:
             doubtful = [join for join in separation.joins if join.doubtful]
             report = SeparationReport(
                 input=label,
+                content=content,
                 tracks=outputs.tracks,
                 seconds=seconds,
                 sample_rate=fit.sample_rate,
-                model=self.description,
+                model={**self.description, "weights_sha256": self._weights_sha256},
+                options=chosen,
                 device=separation.device,
                 real_time_factor=seconds_taken / seconds,
+                total_real_time_factor=math.nan,  # until the tracks are written
                 mode=separation.mode,
                 memory_bytes=separation.memory_bytes,
                 disk_bytes=separation.disk_bytes,
@@ -390,7 +525,7 @@ class Separator:
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
                 gain=fit.gain,
-                warnings=cautions + separation.warnings + fit.warnings,
+                warnings=self._cautions + cautions + separation.warnings + fit.warnings,
                 notes=heard.notes + separation.notes + fit.notes,
             )
             grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
@@ -400,8 +535,9 @@ class Separator:
                 for index, target in enumerate(grown[:-1]):
                     track = fit.track(separation, index)
                     write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
+                report = replace(report, total_real_time_factor=(time.perf_counter() - began) / seconds)
                 report.write(grown[-1])
-                publish(grown, outputs, overwrite=overwrite)
+                publish(grown, outputs, overwrite=overwrite, difference=differs)
             except FileExistsError:
                 raise
             except OSError as error:
@@ -411,6 +547,10 @@ class Separator:
                 ) from error
         tell("done", 1.0)
         return report
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        return weights_digest(self.model)
 
     def _listen(
         self,
@@ -423,7 +563,7 @@ class Separator:
         n_samples = samples.shape[-1]
         peak = _peak(samples)
         if peak > MAX_PEAK:
-            raise ValueError(
+            raise InputError(
                 f"samples must not exceed {MAX_PEAK:g}, got {peak:.3g}; scale the waveform first"
             )
         tell("preparing", 0.05)
@@ -434,6 +574,8 @@ class Separator:
         offset = float(mixture.mean(dtype=np.float64))
         mixture -= np.float32(offset)
         notes = []
+        if len(samples) > 2:
+            notes.append(f"the {len(samples)} channels were mixed down to one; --channel takes one of them")
         if abs(offset) > 0.01 * peak:
             notes.append(f"a constant offset of {offset:.3g} was removed")
         model_mixture = resample(mixture, sample_rate, self.sample_rate)
@@ -444,6 +586,11 @@ class Separator:
         if sample_rate > self.sample_rate:
             top = self.sample_rate // 2
             notes.append(f"the model works at {self.sample_rate} Hz: the tracks hold nothing above {top} Hz")
+        if sample_rate < 0.9 * self.sample_rate:
+            known["warnings"] += (
+                f"at {sample_rate} Hz the recording holds nothing above {sample_rate // 2} Hz, but the model "
+                f"learned from speech up to {self.sample_rate // 2} Hz: expect less of it",
+            )
         silent = tuple(silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK))
         level = talking_rms(model_mixture, self.sample_rate // 10) / MODEL_RMS
         model_mixture /= np.float32(level)
@@ -529,8 +676,10 @@ def _times(seconds: list[float]) -> str:
 
 
 def _checked_rate(sample_rate: float) -> int:
+    if not isinstance(sample_rate, (int, float, np.integer, np.floating)):
+        raise InputError(f"sample_rate must be a number of Hz, got {sample_rate!r}")
     if not MIN_SAMPLE_RATE <= sample_rate < math.inf or sample_rate != int(sample_rate):
-        raise ValueError(
+        raise InputError(
             f"sample_rate must be a whole number of at least {MIN_SAMPLE_RATE} Hz, got {sample_rate}: "
             "below it there is too little of a voice to tell two apart"
         )
@@ -545,14 +694,15 @@ def _as_samples(waveform: NDArray[Any] | Tensor) -> NDArray[np.float32]:
     elif isinstance(waveform, np.ndarray):
         array = waveform
     else:
-        raise ValueError(f"waveform must be a numpy array or a torch tensor, got {type(waveform).__name__}")
+        raise InputError(f"waveform must be a numpy array or a torch tensor, got {type(waveform).__name__}")
     if array.ndim not in (1, 2) or array.size == 0:
-        raise ValueError(
+        raise InputError(
             f"waveform must be (time,) or (channel, time) with at least one sample, got {array.shape}"
+            + ("; separate_batch takes (batch, channel, time)" if array.ndim == 3 else "")
         )
     array = np.atleast_2d(array)
     if len(array) > MAX_CHANNELS:
-        raise ValueError(
+        raise InputError(
             f"waveform must be (channel, time) with at most {MAX_CHANNELS} channels, got {array.shape}; "
             "transpose it"
         )
@@ -562,15 +712,21 @@ def _as_samples(waveform: NDArray[Any] | Tensor) -> NDArray[np.float32]:
         half = (np.iinfo(array.dtype).max + 1) / 2
         return ((array - half) / half).astype(np.float32)
     if array.dtype.kind != "f":
-        raise ValueError(f"waveform must be real numbers, floating point or integer, got {array.dtype}")
+        raise InputError(f"waveform must be real numbers, floating point or integer, got {array.dtype}")
     with np.errstate(over="ignore"):
         samples = array.astype(np.float32, copy=False)
     if n_bad := samples.size - int(np.isfinite(samples).sum()):
-        raise ValueError(
+        raise InputError(
             f"waveform has {n_bad} samples that are NaN, infinite or too large for float32; "
             "replace them first, e.g. with numpy.nan_to_num"
         )
     return samples
+
+
+def _looks_like_a_batch(samples: NDArray[np.float32], sample_rate: int) -> bool:
+    """Tell whether no row (row, time) has anything of the next one: channels of one recording do."""
+    pairs = [samples[index : index + 2] for index in range(len(samples) - 1)]
+    return len(pairs) > 1 and all(talkers_have_channels(pair, sample_rate) for pair in pairs)
 
 
 def _peak(waveform: NDArray[Any]) -> float:
@@ -581,7 +737,7 @@ def _one_channel(samples: NDArray[np.float32], channel: int | None) -> NDArray[n
     if channel is None:
         return samples
     if not 1 <= channel <= len(samples):
-        raise ValueError(f"the recording has {len(samples)} channels, so there is no channel {channel}")
+        raise InputError(f"the recording has {len(samples)} channels, so there is no channel {channel}")
     return samples[channel - 1 : channel]
 
 

@@ -1,7 +1,7 @@
 """Pure tensor functions: how well estimates match known sources, in dB unless their names say otherwise."""
 
 from flasepformer.metrics.bss_eval import sir_sar
-from flasepformer.metrics.conversation import leakage_db, talker_confusion
+from flasepformer.metrics.conversation import leakage_db, talker_confusion, wrong_turns
 from flasepformer.metrics.perceptual import PESQ_MAX_SECONDS, estoi, pesq, why_no_estoi, why_no_pesq
 from flasepformer.metrics.permutation import best_permutation, pairwise, reorder
 from flasepformer.metrics.ratios import LIMIT_DB, sdr, sdr_improvement, si_snr, si_snr_improvement
@@ -26,4 +26,5 @@ __all__ = [
     "talker_confusion",
     "why_no_estoi",
     "why_no_pesq",
+    "wrong_turns",
 ]

@@ -1,5 +1,7 @@
 """What matters in long recordings: does a talker stay in one track, and does the other track stay silent."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,26 @@ def talker_confusion(
     own_track = best_permutation(n_windows)
     n_right = n_windows[own_track, torch.arange(len(sources))].sum()
     return 1 - n_right / heard.sum()  # 0 / 0 is nan
+
+
+def wrong_turns(estimates: Tensor, turns: Sequence[tuple[int, int, int]]) -> int:
+    """Count the turns that come out on the wrong track, of a conversation in which nobody interrupts.
+
+    A turn is on the track that is loudest in it; the wrong one is that which is not its talker's, by the one
+    assignment of tracks to talkers that is right for the most turns. Two tracks by chance: half of very many
+    turns, fewer of few.
+
+    Args:
+        estimates: (source, time), at the levels at which they sum to the mixture.
+        turns: Talker from 0 to sources - 1, first sample, and the sample after the last.
+    """
+    n_sources = len(estimates)
+    counts = estimates.new_zeros(n_sources, n_sources, dtype=torch.float64)  # (estimate, talker)
+    for talker, start, stop in turns:
+        counts[estimates[:, start:stop].double().square().mean(-1).argmax(), talker] += 1
+    own_track = best_permutation(counts)
+    n_right = counts[own_track, torch.arange(n_sources, device=counts.device)].sum()
+    return len(turns) - round(float(n_right))
 
 
 def leakage_db(estimates: Tensor, mixture: Tensor) -> Tensor:

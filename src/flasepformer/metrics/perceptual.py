@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flasepformer.installing import how_to_install
+
 PESQ_MAX_SECONDS = 30.0
 """Longest recording that PESQ is meant for; the reference code overruns its tables far above it."""
 
@@ -15,7 +17,7 @@ ESTOI_MIN_SECONDS = 0.4
 """Shortest recording with the 30 frames that the measure looks at together."""
 
 _PESQ_RATES = (8000, 16000)
-_HINT = 'pip install "flasepformer[perceptual]"'
+_HINT = f"{how_to_install('perceptual')}"
 
 
 def why_no_pesq(n_samples: int, sample_rate: int) -> str:

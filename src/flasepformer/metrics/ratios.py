@@ -7,6 +7,8 @@ estimate -100; a silent source is nan, which stands for "not applicable": leave 
 import torch
 from torch import Tensor
 
+from flasepformer.installing import how_to_install
+
 LIMIT_DB = 100.0
 _FLOOR = 10 ** (-LIMIT_DB / 10)  # the same as a ratio of powers
 _TINY = 1e-24  # mean square; 0 for every practical signal, and keeps the logarithm off 0
@@ -60,7 +62,7 @@ def sdr(estimates: Tensor, sources: Tensor) -> Tensor:
     try:
         from torchmetrics.functional.audio import signal_distortion_ratio
     except ImportError as error:
-        raise ImportError('the SDR needs torchmetrics: pip install "flasepformer[evaluation]"') from error
+        raise ImportError(f"the SDR needs torchmetrics: {how_to_install('evaluation')}") from error
     estimates, sources = _comparable(estimates, sources)
     silent = sources.abs().amax(-1) == 0
     impulse = torch.zeros_like(sources)

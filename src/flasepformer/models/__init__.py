@@ -12,6 +12,16 @@ from flasepformer.models.errors import CheckpointError
 from flasepformer.models.hub import HubError, download_model, push_to_hub
 from flasepformer.models.multiply_adds import multiply_adds
 from flasepformer.models.network import SeparationNetwork, separate
+from flasepformer.models.published import (
+    LicenceNotAccepted,
+    PublishedError,
+    PublishedModel,
+    PublishedScore,
+    find_published,
+    local_copy,
+    obtain,
+    published_models,
+)
 from flasepformer.models.registry import DEFAULT_MODEL, ModelInfo, count_parameters
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
 from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
@@ -20,7 +30,11 @@ __all__ = [
     "DEFAULT_MODEL",
     "CheckpointError",
     "HubError",
+    "LicenceNotAccepted",
     "ModelInfo",
+    "PublishedError",
+    "PublishedModel",
+    "PublishedScore",
     "SepReformer",
     "SepReformerConfig",
     "SeparationNetwork",
@@ -29,11 +43,15 @@ __all__ = [
     "convert_checkpoint",
     "count_parameters",
     "download_model",
+    "find_published",
     "list_models",
     "load_described_model",
     "load_model",
+    "local_copy",
     "model_info",
     "multiply_adds",
+    "obtain",
+    "published_models",
     "push_to_hub",
     "save_model",
     "separate",

@@ -63,16 +63,22 @@ class _Checkpoint:
     origin: _Origin | None = None
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> SeparationNetwork:
+def load_model(
+    name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool = False
+) -> SeparationNetwork:
     """Load a model, ready to separate (in eval mode, float32, on the CPU).
 
     Args:
-        name_or_path: "default" for the trained model of the package, "default-3" to "default-1" for those
-            before; a registry name such as "fla-sepreformer-b" for random weights; or a checkpoint: its
-            folder, or the weights file in it, ours or a published one (FLASepformer on ModelScope,
-            SepReformer, TF-Locoformer in ESPnet); or a model of ours on the Hugging Face Hub,
-            "hf://owner/name" or "hf://owner/name@revision" ("hf://" may be left out where there is no folder
-            `owner`), which `download_model` fetches once.
+        name_or_path: "default" for the trained model of the package; a registry name such as
+            "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
+            ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
+            model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
+            may be left out where there is no folder `owner`), which `download_model` fetches once; or weights
+            that others have published, by a name or alias that `published_models` lists, such as
+            "tflocoformer-m-libri2mix" or "best" (unless a file or folder here is called so), which `obtain`
+            fetches once.
+        accept_licence: Whether a licence that forbids commercial use is accepted, where weights have to be
+            fetched; see `obtain`.
 
     Returns:
         The model: mixture (batch, time) to estimates (batch, source, time).
@@ -81,15 +87,17 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> SeparationNetwork:
         CheckpointError: If there is no such model, or its checkpoint is damaged, incomplete or not of a known
         layout; `HubError`, one of these, if the Hub does not give it.
     """
-    return load_described_model(name_or_path)[0]
+    return load_described_model(name_or_path, accept_licence=accept_licence)[0]
 
 
-def load_described_model(name_or_path: str | Path = DEFAULT_MODEL) -> tuple[SeparationNetwork, ModelInfo]:
+def load_described_model(
+    name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool = False
+) -> tuple[SeparationNetwork, ModelInfo]:
     """Load a model and what is known of it; takes and raises the same as `load_model`."""
     name = str(name_or_path)
     if name in registered_names():
         return build_model(name).eval(), registered_info(name)
-    checkpoint = _open(name_or_path)
+    checkpoint = _open(name_or_path, accept_licence)
     return checkpoint.model, checkpoint.info
 
 
@@ -100,8 +108,12 @@ def model_info(name_or_path: str | Path = DEFAULT_MODEL) -> ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """Describe every model that has a name, the trained ones first."""
-    return [model_info(name) for name in (*shipped_names(), *registered_names())]
+    """Describe every model that has a name, the trained ones first: ours, then those published by others."""
+    from flasepformer.models.published import published_models  # here, because it is built on this module
+
+    published = [model.info() for model in published_models().models.values()]
+    ours, random = ([model_info(name) for name in names] for names in (shipped_names(), registered_names()))
+    return [*ours, *published, *random]
 
 
 def shipped_names() -> list[str]:
@@ -131,7 +143,14 @@ def save_model(
     _write_own(model, Path(folder), {"info": dict(info or {})}, dtype)
 
 
-def convert_checkpoint(source: str | Path, folder: str | Path, layout: str = OWN_LAYOUT) -> ModelInfo:
+def convert_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    layout: str = OWN_LAYOUT,
+    *,
+    info: Mapping[str, Any] | None = None,
+    accept_licence: bool = False,
+) -> ModelInfo:
     """Write a checkpoint anew in another layout, every weight bit by bit.
 
     A ModelScope checkpoint that was converted to our format goes back exactly as it came, its unread tensors
@@ -141,6 +160,8 @@ def convert_checkpoint(source: str | Path, folder: str | Path, layout: str = OWN
         source: The checkpoint, as for `load_model`.
         folder: Where to write; made if missing.
         layout: "flasepformer" (ours) or "modelscope" (what the public release of FLASepformer loads).
+        info: What is known of the weights, instead of what the checkpoint says; see `save_model`.
+        accept_licence: As for `load_model`.
 
     Returns:
         What is known of the model.
@@ -154,19 +175,22 @@ def convert_checkpoint(source: str | Path, folder: str | Path, layout: str = OWN
     if str(source) in registered_names():
         raise CheckpointError(f"{source} has random weights; there is nothing to convert")
     folder = Path(folder)
-    checkpoint = _open(source)
+    checkpoint = _open(source, accept_licence)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; name a new folder")
     if layout == OWN_LAYOUT:
-        _write_converted(checkpoint, folder)
+        _write_converted(checkpoint, folder, info)
     else:
         _write_published(checkpoint, folder, layout)
     return checkpoint.info
 
 
-def _write_converted(checkpoint: _Checkpoint, folder: Path) -> None:
-    info, origin = checkpoint.info, checkpoint.origin
-    extra: dict[str, Any] = {"info": {"description": info.description, "licence": info.licence}}
+def _write_converted(checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None) -> None:
+    known, origin = checkpoint.info, checkpoint.origin
+    if info is None:
+        stated = {key: getattr(known, key) for key in ("data", "citation", "source") if getattr(known, key)}
+        info = {"description": known.description, "licence": known.licence, **stated}
+    extra: dict[str, Any] = {"info": dict(info)}
     if origin is not None:
         extra["origin"] = {"layout": origin.layout, "settings": origin.settings}
         if origin.unread:
@@ -215,18 +239,21 @@ def _write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _open(name_or_path: str | Path) -> _Checkpoint:
+def _open(name_or_path: str | Path, accept_licence: bool = False) -> _Checkpoint:
     if str(name_or_path) in shipped_names():
         with as_file(_SHIPPED / str(name_or_path)) as folder:
             return _load_own(folder, str(name_or_path))
     path = Path(name_or_path)
     if not path.exists():
-        from flasepformer.models import hub  # here, because it is built on this module
+        from flasepformer.models import hub, published  # here, because they are built on this module
 
+        if model := published.find_published(name_or_path):
+            folder = published.obtain(model, accept_licence=accept_licence)
+            return _load_own(folder, model.name)
         if hub.is_hub_name(name_or_path):
             folder = hub.download_model(*hub.parse_hub_name(str(name_or_path)))
             return _load_own(folder, str(name_or_path))
-        names = ", ".join((*shipped_names(), *registered_names()))
+        names = ", ".join((*shipped_names(), *published.published_models().models, *registered_names()))
         raise CheckpointError(f"no model and no file is called {str(name_or_path)!r}; the models are {names}")
     folder = path if path.is_dir() else path.parent
     if path.is_dir() or path.name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -362,6 +389,9 @@ def _describe(
         trained=True,
         description=str(info.get("description", "")),
         licence=str(info.get("licence", "")),
+        data=str(info.get("data", "")),
+        citation=str(info.get("citation", "")),
+        source=str(info.get("source", "")),
     )
 
 

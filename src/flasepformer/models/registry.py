@@ -43,6 +43,12 @@ class ModelInfo:
     """One sentence."""
     licence: str
     """Licence of the weights, empty for random ones."""
+    data: str = ""
+    """What they were trained on, where it is on record."""
+    citation: str = ""
+    """Publication to cite for them, where it is on record."""
+    source: str = ""
+    """Where they were published, if not by us."""
 
 
 _SEPREFORMER: dict[str, dict[str, Any]] = {

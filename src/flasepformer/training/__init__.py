@@ -2,6 +2,7 @@
 
 from flasepformer.training.loop import train
 from flasepformer.training.losses import magnitude_loss, multi_stage_loss, si_snr_loss
+from flasepformer.training.packing import pack_run, unpack_run
 from flasepformer.training.recipe import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
 from flasepformer.training.run_folder import TrainingError
 from flasepformer.training.schedules import Plateau, learning_rate
@@ -16,7 +17,9 @@ __all__ = [
     "load_recipe",
     "magnitude_loss",
     "multi_stage_loss",
+    "pack_run",
     "save_recipe",
     "si_snr_loss",
     "train",
+    "unpack_run",
 ]

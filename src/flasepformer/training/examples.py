@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,6 +27,8 @@ from flasepformer.data import (
     read_utterances,
     shared_speakers,
 )
+from flasepformer.data.acoustics import rms
+from flasepformer.data.dynamic_mixing import monologue
 from flasepformer.data.mixture_manifest import is_mixture_manifest
 from flasepformer.training.recipe import DataConfig, Recipe
 from flasepformer.training.run_folder import TrainingError
@@ -59,6 +63,72 @@ def open_examples(recipe: Recipe, cache: str | Path) -> tuple[Examples, Examples
     )
 
 
+class Conversation(NamedTuple):
+    """Two talkers who take turns and never interrupt each other."""
+
+    mixture: Tensor
+    """(time,)"""
+    turns: Sequence[tuple[int, int, int]]
+    """Talker, first sample, and the sample after the last."""
+
+
+class FurtherValidation(NamedTuple):
+    """What is validated on beside the validation split."""
+
+    held_out: DynamicMixing | None
+    """Mixtures of the speakers that are held out of the training split."""
+    conversations: Sequence[Conversation]
+    """See `DataConfig.n_valid_conversations`."""
+
+
+def open_further_validation(recipe: Recipe, cache: str | Path) -> FurtherValidation:
+    """Return what the recipe asks to be validated on beside `valid_split`; raises as `open_examples`."""
+    data = recipe.data
+    held_out, conversations = None, []
+    if data.held_out_share:
+        split = _list(recipe, "speech", data.train_split, held_out=True)
+        held_out = DynamicMixing(_store(recipe, split, cache), _valid_mixing(recipe), VALID_SEED, cache=cache)
+    if data.n_valid_conversations:
+        store = _store(recipe, _list(recipe, "speech", data.valid_split), cache)
+        conversations = [draw_conversation(store, index) for index in range(data.n_valid_conversations)]
+    return FurtherValidation(held_out, conversations)
+
+
+def draw_conversation(
+    store: SpeechStore,
+    index: int,
+    *,
+    seconds: float = 45.0,
+    turn_seconds: float = 4.0,
+    pause_seconds: tuple[float, float] = (0.0, 10.0),
+) -> Conversation:
+    """Draw the conversation of that number, between two speakers of a store, always the same.
+
+    Args:
+        store: At least two speakers, clean.
+        index: Which one.
+        seconds: Its length; the last turn is whole.
+        turn_seconds: Length of every turn.
+        pause_seconds: Between two turns, from least to most.
+    """
+    rng = np.random.default_rng([VALID_SEED, index])
+    by_speaker: dict[str, list[int]] = {}
+    for i, utterance in enumerate(store.utterances):
+        by_speaker.setdefault(utterance.speaker, []).append(i)
+    pair = rng.choice(sorted(by_speaker), 2, replace=False)
+    n_samples, n_turn = (round(length * store.sample_rate) for length in (seconds, turn_seconds))
+    mixture = np.zeros(n_samples, np.float32)
+    turns: list[tuple[int, int, int]] = []
+    start = 0
+    while start + n_turn <= n_samples:
+        talker = len(turns) % 2
+        speech = monologue(store, rng, by_speaker[pair[talker]], n_turn)
+        mixture[start : start + n_turn] = 0.05 * speech / max(float(rms(speech)), 1e-9)  # -26 dB
+        turns.append((talker, start, start + n_turn))
+        start += n_turn + round(rng.uniform(*pause_seconds) * store.sample_rate)
+    return Conversation(torch.from_numpy(mixture), turns)
+
+
 def n_valid_mixtures(recipe: Recipe, examples: Examples) -> int:
     """Return how many mixtures a validation takes."""
     n_mixtures = recipe.data.n_valid_mixtures
@@ -72,20 +142,31 @@ Batch = tuple[Tensor, Tensor, Mapping[str, str]]
 process has met so far."""
 
 
-def take_example(examples: Examples, index: int) -> tuple[Tensor, Tensor]:
-    """Return mixture (time,) and sources (source, time).
+def take_example(examples: Examples, index: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
+    """Return mixture (time,) and sources (source, time); of `seconds` if they are drawn from speech.
 
     Raises:
         TrainingError: None can be read or drawn any more.
     """
     try:
+        if seconds is not None and isinstance(examples, DynamicMixing):
+            return examples.example(index, seconds)
         return examples.example(index)
     except ValueError as error:
         raise TrainingError(str(error)) from error
 
 
+class Draw(NamedTuple):
+    """What a process computes in a step."""
+
+    indices: Sequence[int]
+    """Of the examples."""
+    seconds: float | None
+    """Their length; None is the usual one."""
+
+
 class BatchTable(Dataset[Batch | TrainingError]):
-    """Batches by the indices of their examples, so that worker processes can make them.
+    """Batches by what is drawn for them, so that worker processes can make them.
 
     An error is returned, not raised: one that a worker raises arrives with a traceback in its message.
     """
@@ -93,9 +174,9 @@ class BatchTable(Dataset[Batch | TrainingError]):
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch | TrainingError:
+    def __getitem__(self, draw: Draw) -> Batch | TrainingError:
         try:
-            taken = [take_example(self.examples, index) for index in indices]
+            taken = [take_example(self.examples, index, draw.seconds) for index in draw.indices]
         except TrainingError as error:
             return error
         mixtures, sources = zip(*taken, strict=True)
@@ -155,13 +236,32 @@ class _Split:
         return [*self.utterances, *self.mixtures]
 
 
-def _list(recipe: Recipe, kind: Literal["speech", "mixtures"], split: str) -> _Split:
+def is_held_out(utterance: Utterance, data: DataConfig) -> bool:
+    """Say whether a recording is of a speaker whom the training never hears; see `held_out_share`."""
+    if not utterance.corpus.startswith(data.held_out_corpora):
+        return False
+    digest = hashlib.sha256(utterance.speaker.encode()).digest()
+    return int.from_bytes(digest[:8]) < data.held_out_share * 2**64
+
+
+def _list(
+    recipe: Recipe, kind: Literal["speech", "mixtures"], split: str, *, held_out: bool = False
+) -> _Split:
     data, model = recipe.data, recipe.model
     if kind == "speech":
         if not data.speech:
             raise ValueError("the recipe names no speech; set data.speech to a folder or a manifest")
         exclude = {"licence": data.exclude_licences} if data.exclude_licences else None
-        return _Split(split, utterances=read_utterances(data.speech, split, exclude=exclude))
+        utterances = read_utterances(data.speech, split, exclude=exclude)
+        if split == data.train_split and data.held_out_share:
+            utterances = [item for item in utterances if is_held_out(item, data) == held_out]
+        if not utterances:
+            raise ValueError(
+                f"data.held_out_share {data.held_out_share} of the speakers of the corpora "
+                f"{', '.join(data.held_out_corpora)} leaves nobody to "
+                f"{'validate' if held_out else 'train'} on"
+            )
+        return _Split(f"{split}, held out" if held_out else split, utterances=utterances)
     if not data.mixtures:
         raise ValueError("the recipe names no mixtures; set data.mixtures to a folder of manifests")
     mixtures = _read_mixtures(data.mixtures, split)
@@ -220,6 +320,7 @@ def _valid_mixing(recipe: Recipe) -> DynamicMixingConfig:
         segment_seconds=data.valid_segment_seconds or recipe.mixing.segment_seconds,
         speed_range=(1.0, 1.0),
         absent_probability=0.0,  # a silent source has no SI-SNR
+        conversation_probability=0.0,
         **(_CLEAN if data.valid_clean else {}),
     )
 
@@ -234,6 +335,11 @@ def _open(
 ) -> Examples:
     if split.mixtures:  # how many may be corrupt is counted over all processes, by `CorruptMixtures`
         return FixedMixtures(split.mixtures, segment_seconds, seed, max_corrupt_share=1.0)
+    return DynamicMixing(_store(recipe, split, cache), mixing, seed, cache=cache)
+
+
+def _store(recipe: Recipe, split: _Split, cache: str | Path) -> SpeechStore:
+    """Decode the recordings of a split."""
     n_all, max_share = len(split.utterances), recipe.data.max_corrupt_share
     rate = recipe.model.sample_rate
     limit = f"data.max_corrupt_share is {max_share}; mend them, leave them out, or raise it"
@@ -249,4 +355,4 @@ def _open(
         raise TrainingError(
             f"split {split.name!r}: {store.n_corrupt} of {n_all} utterances are corrupt; {limit}"
         )
-    return DynamicMixing(store, mixing, seed, cache=cache)
+    return store

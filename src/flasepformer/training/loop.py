@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import math
-import os
-import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,23 +18,28 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from flasepformer.data import Examples, FixedMixtures
-from flasepformer.metrics import best_permutation, pairwise, si_snr
+from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
 from flasepformer.models import SeparationNetwork, load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.beginning import write_beginning
 from flasepformer.training.board import Board
 from flasepformer.training.examples import (
     BatchTable,
+    Conversation,
     CorruptMixtures,
+    Draw,
+    FurtherValidation,
     n_valid_mixtures,
     open_examples,
+    open_further_validation,
     take_example,
 )
 from flasepformer.training.losses import multi_stage_loss
 from flasepformer.training.optimizers import build_optimizers
 from flasepformer.training.process_group import process_group
-from flasepformer.training.recipe import OptimizationConfig, Recipe, save_recipe
+from flasepformer.training.recipe import OptimizationConfig, Recipe
 from flasepformer.training.run_folder import (
     CHECKPOINT_FILE,
     PREVIOUS_CHECKPOINT_FILE,
@@ -44,13 +47,25 @@ from flasepformer.training.run_folder import (
     TrainingError,
     unless_disk_full,
 )
-from flasepformer.training.schedules import Plateau, learning_rate, linear_decay, stepwise_decay
+from flasepformer.training.schedules import (
+    Plateau,
+    learning_rate,
+    linear_decay,
+    segment_seconds,
+    stepwise_decay,
+)
 
 _LONGEST_LOGGED_SECONDS = 10.0
 
 
 def train(
-    recipe: Recipe, folder: str | Path, *, resume: bool = False, speech_cache: str | Path | None = None
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    speech_cache: str | Path | None = None,
 ) -> Path:
     """Train a model.
 
@@ -68,7 +83,9 @@ def train(
         recipe: What to train, on what, and how.
         folder: Where the run is kept.
         resume: Continue the run in that folder; its recipe may change in what does not alter the network.
-            One that has reached its end is left as it is.
+            One that has reached its end is left as it is. The recipe of before is kept beside the new one.
+        overwrite: Begin anew in a folder that holds a run, which is removed.
+        device: "auto" takes a GPU if there is one; "cpu", "cuda", "cuda:1".
         speech_cache: Folder that keeps the decoded speech for the next run.
 
     Returns:
@@ -81,7 +98,10 @@ def train(
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
-    with process_group(recipe, run_folder) as accelerator:
+    with process_group(recipe, run_folder, device) as accelerator:
+        if overwrite and not resume:
+            with accelerator.main_process_first():
+                run_folder.clear()
         _train(recipe, run_folder, accelerator, resume, speech_cache)
     return _best(run_folder) if accelerator.is_main_process else run_folder.best
 
@@ -93,16 +113,20 @@ def _train(
     with run_folder.unmade_if_refused():
         state = run_folder.load_checkpoint() if resume else None
         if not resume and run_folder.checkpoint is not None:
-            raise TrainingError(f"{run_folder.path} holds a run already; resume it or choose another folder")
+            raise TrainingError(
+                f"{run_folder.path} holds a run already; resume it, overwrite it or choose another folder"
+            )
         progress = _Progress.restored(state["progress"]) if state else _Progress()
-        parts = _build(recipe, accelerator.device, state)
+        progress.seconds_heard = progress.seconds_heard or progress.n_heard * recipe.mixing.segment_seconds
+        parts = _build(recipe, accelerator, state)
         if end := _end(recipe.optimization, progress):
             if accelerator.is_main_process:
                 print(f"nothing to do: the run {end}", file=sys.stderr)
             return
         with accelerator.main_process_first():  # which decodes the speech; the others find it in the cache
             examples = open_examples(recipe, speech_cache or run_folder.speech_cache)
-        run = _begin(recipe, run_folder, accelerator, parts, progress)
+            further = open_further_validation(recipe, speech_cache or run_folder.speech_cache)
+        run = _begin(recipe, run_folder, accelerator, parts, progress, further)
     with (
         _stop_on_signals(accelerator.set_trigger),
         contextlib.closing(Board(accelerator, progress.step)) as board,
@@ -116,7 +140,12 @@ class _Progress:
 
     step: int = 0
     n_heard: int = 0
-    """Mixtures, in all processes; the next step takes those that follow."""
+    """Mixtures, in all processes."""
+    n_drawn: int = 0
+    """Numbers of mixtures that are used up, by a step of few long ones as many as by another; the next step
+    takes those that follow."""
+    seconds_heard: float = 0.0
+    """Of all these mixtures."""
     seconds: float = 0.0
     best_db: float = -math.inf
     n_epochs_since_best: int = 0
@@ -132,7 +161,8 @@ class _Progress:
     @classmethod
     def restored(cls, state: dict[str, Any]) -> "_Progress":
         """Undo `dataclasses.asdict`; the checkpoint of an older version has fewer entries."""
-        return cls(**{**state, "plateau": Plateau(**state.get("plateau", {}))})
+        drawn = {"n_drawn": state.get("n_heard", 0)}
+        return cls(**{**drawn, **state, "plateau": Plateau(**state.get("plateau", {}))})
 
 
 def _end(optimization: OptimizationConfig, progress: _Progress) -> str:
@@ -157,16 +187,20 @@ def _best(folder: RunFolder) -> Path:
 class _TrainingStep(nn.Module):
     """The network and its loss as one module, which is what runs in parallel."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, limit_db: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.limit_db = limit_db
 
     def forward(self, mixtures: Tensor, sources: Tensor, auxiliary_weight: float) -> Tensor:
         if auxiliary_weight == 0:  # the heads idle
             estimates, auxiliaries = self.model(mixtures), []
         else:
             estimates, auxiliaries = self.model.forward_with_auxiliary(mixtures)
-        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight)
+        return multi_stage_loss(estimates, auxiliaries, sources, auxiliary_weight, self.limit_db)
+
+
+_WRONG_TURNS_WEIGHT_DB = 10.0
 
 
 class _Scores(NamedTuple):
@@ -174,6 +208,21 @@ class _Scores(NamedTuple):
 
     si_snr_improvement_db: float
     si_snr_db: float
+    held_out_db: float | None = None
+    """SI-SNR improvement for the speakers that are held out of the training split."""
+    wrong_turns: float | None = None
+    """Share of the turns of the conversations."""
+
+    @property
+    def choice_db(self) -> float:
+        """What the best weights are chosen by.
+
+        The mean of the improvements, less a tenth of a dB for every percent of the turns that are wrong.
+        """
+        improvements = [self.si_snr_improvement_db]
+        if self.held_out_db is not None:
+            improvements.append(self.held_out_db)
+        return sum(improvements) / len(improvements) - _WRONG_TURNS_WEIGHT_DB * (self.wrong_turns or 0.0)
 
 
 @dataclass
@@ -212,7 +261,9 @@ class _Run:
         average: AveragedModel,
         optimizers: list[Any],
         progress: _Progress,
+        further: FurtherValidation,
     ) -> None:
+        self.further = further
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.network, self.model, self.average, self.optimizers = network, model, average, optimizers
         self.progress = progress
@@ -236,6 +287,8 @@ class _Run:
             n_mixtures = len(mixtures) * self.accelerator.num_processes
             progress.step += 1
             progress.n_heard += n_mixtures
+            progress.n_drawn += self._n_drawn_in_a_step
+            progress.seconds_heard += n_mixtures * mixtures.shape[-1] / recipe.model.sample_rate
             now = time.monotonic()
             progress.seconds, last_time = progress.seconds + now - last_time, now
             self.pace.add(now - started, n_mixtures * mixtures.shape[-1] / recipe.model.sample_rate)
@@ -243,7 +296,7 @@ class _Run:
             scores = None
             if progress.step % recipe.epoch_steps == 0 or progress.step == recipe.optimization.n_steps:
                 scores = self._validate(valid_examples)
-                self._take_in(scores.si_snr_improvement_db)
+                self._take_in(scores.choice_db)
                 self._show(valid_examples, board)
             if progress.step % recipe.log_every == 0 or scores is not None:
                 self._log(rate, gradient_norm, scores, board)
@@ -263,20 +316,40 @@ class _Run:
     def _batches(self, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what this process computes in every step left."""
         optimization, accelerator = self.recipe.optimization, self.accelerator
-        width = optimization.batch_size * optimization.accumulate_steps
-        first = self.progress.n_heard + accelerator.process_index * width
-        stride = accelerator.num_processes * width
-        indices = (
-            range(first + k * stride, first + k * stride + width)
-            for k in range(optimization.n_steps - self.progress.step)
-        )
+        stride = self._n_drawn_in_a_step
+        width = stride // accelerator.num_processes
+        n_long = optimization.long_batch_size * optimization.accumulate_steps
+        usual = self.recipe.mixing.segment_seconds
+
+        def draws() -> Iterator[Draw]:
+            first = self.progress.n_drawn + accelerator.process_index * width
+            for step in range(self.progress.step, optimization.n_steps):
+                seconds = segment_seconds(
+                    step,
+                    seed=self.recipe.seed,
+                    usual=usual,
+                    long_every=optimization.long_every,
+                    long=optimization.long_seconds,
+                )
+                is_long = seconds != usual
+                n_mixtures = n_long if is_long else width
+                yield Draw(range(first, first + n_mixtures), seconds if is_long else None)
+                first += stride
+
         workers = self.recipe.data.n_workers
-        for batch in DataLoader(BatchTable(examples), sampler=indices, batch_size=None, num_workers=workers):
+        for batch in DataLoader(BatchTable(examples), sampler=draws(), batch_size=None, num_workers=workers):
             if isinstance(batch, TrainingError):
                 raise batch
             mixtures, sources, corrupt = batch
             self.corrupt |= corrupt
             yield mixtures.to(accelerator.device), sources.to(accelerator.device)
+
+    @property
+    def _n_drawn_in_a_step(self) -> int:
+        """Numbers of mixtures, in all processes."""
+        optimization = self.recipe.optimization
+        n_own = optimization.batch_size * optimization.accumulate_steps
+        return n_own * int(self.accelerator.num_processes)
 
     def _corrupt_counter(self, examples: Examples, valid_examples: Examples) -> Callable[[], None]:
         """Return what looks for corrupt mixtures in all processes, and ends a run that has met too many."""
@@ -324,7 +397,7 @@ class _Run:
 
     def _backward(self, mixtures: Tensor, sources: Tensor) -> float:
         """Compute the gradient of the mean loss of a step, a batch at a time; return that loss."""
-        width, weight = self.recipe.optimization.batch_size, self._auxiliary_weight()
+        width, weight = len(mixtures) // self.recipe.optimization.accumulate_steps, self._auxiliary_weight()
         batches = list(zip(mixtures.split(width), sources.split(width), strict=True))
         total = 0.0
         for k, batch in enumerate(batches, start=1):
@@ -385,8 +458,30 @@ class _Run:
         assert isinstance(network, SeparationNetwork)
         return network
 
-    @torch.inference_mode()
     def _validate(self, examples: Examples) -> "_Scores":
+        """Return all that is validated."""
+        scores = self._score(examples)
+        held_out, conversations = self.further
+        if held_out is not None:
+            scores = scores._replace(held_out_db=self._score(held_out).si_snr_improvement_db)
+        if conversations:
+            scores = scores._replace(wrong_turns=self._wrong_turns(conversations))
+        return scores
+
+    @torch.inference_mode()
+    def _wrong_turns(self, conversations: Sequence[Conversation]) -> float:
+        """Return the share of the turns of all conversations that are on the wrong track."""
+        network, accelerator = self._validated.eval(), self.accelerator
+        counts = torch.zeros(2, device=accelerator.device)
+        for mixture, turns in conversations[accelerator.process_index :: accelerator.num_processes]:
+            estimates = self._estimates(network, mixture.to(accelerator.device))
+            counts += counts.new_tensor([wrong_turns(estimates, turns), len(turns)])
+        self.model.train()
+        n_wrong, n_turns = accelerator.reduce(counts).tolist()
+        return float(n_wrong / n_turns)
+
+    @torch.inference_mode()
+    def _score(self, examples: Examples) -> "_Scores":
         """Return the means over the validation mixtures; one with a silent source has no scores."""
         network = self._validated.eval()
         totals = torch.zeros(3, device=self.accelerator.device)  # improvement, SI-SNR, mixtures
@@ -475,15 +570,18 @@ class _Run:
         """Write a row of the curve: the last step, at that learning rate, and the mean of those before it."""
         progress = self.progress
         mean_loss = progress.sum_losses / progress.n_losses if progress.n_losses else None  # all were skipped
-        improvement_db = None if scores is None else round(scores.si_snr_improvement_db, 3)
+        shown = scores or _Scores(math.nan, math.nan)
+        improvement_db = None if scores is None else round(shown.si_snr_improvement_db, 3)
         row = {
             "step": progress.step,
-            "hours_heard": round(progress.n_heard * self.recipe.mixing.segment_seconds / 3600, 3),
+            "hours_heard": round(progress.seconds_heard / 3600, 3),
             "minutes": round(progress.seconds / 60, 2),
             "learning_rate": round(rate, 8),
             "train_loss_db": None if mean_loss is None else round(mean_loss, 3),
             "gradient_norm": round(gradient_norm, 3),
             "valid_si_snr_improvement_db": improvement_db,
+            "held_out_si_snr_improvement_db": _rounded(shown.held_out_db),
+            "wrong_turns": _rounded(shown.wrong_turns),
             "best_db": round(progress.best_db, 3) if math.isfinite(progress.best_db) else None,
             **self.pace.per_second(),
         }
@@ -492,8 +590,15 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         known = {key: value for key, value in row.items() if value is not None}
+        n_left = self.recipe.optimization.n_steps - progress.step
+        hours_left = n_left * progress.seconds / max(progress.step, 1) / 3600
         self.folder.append_to_curve(row)
-        print("  ".join(f"{key} {value}" for key, value in known.items()), flush=True)
+        print(
+            "  ".join(
+                f"{key} {value}" for key, value in [*known.items(), ("hours_left", round(hours_left, 2))]
+            ),
+            flush=True,
+        )
         if scores is not None:
             known["valid_loss_db"] = -scores.si_snr_db
         board.numbers(known, progress.step)
@@ -515,11 +620,13 @@ class _Run:
 _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
 
 
-def _build(recipe: Recipe, device: torch.device, state: dict[str, Any] | None) -> _Parts:
+def _build(recipe: Recipe, accelerator: Any, state: dict[str, Any] | None) -> _Parts:
     """Return the network, its running average and its optimizers, as they were at that state, or new."""
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe).to(device)
-    optimizers = build_optimizers(model, recipe.optimization)
+    model = _initial_model(recipe).to(accelerator.device)
+    emulated = recipe.optimization.precision == "auto" and accelerator.mixed_precision == "no"
+    dtype = torch.float32 if emulated else torch.bfloat16
+    optimizers = build_optimizers(model, recipe.optimization, dtype)
     average = AveragedModel(
         model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimization.average_decay), use_buffers=True
     )
@@ -528,19 +635,29 @@ def _build(recipe: Recipe, device: torch.device, state: dict[str, Any] | None) -
     return model, average, optimizers
 
 
-def _begin(recipe: Recipe, folder: RunFolder, accelerator: Any, parts: _Parts, progress: _Progress) -> "_Run":
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _begin(
+    recipe: Recipe,
+    folder: RunFolder,
+    accelerator: Any,
+    parts: _Parts,
+    progress: _Progress,
+    further: FurtherValidation,
+) -> "_Run":
     """Return a run that can begin, with its recipe in its folder."""
     model, average, optimizers = parts
     if accelerator.is_main_process:  # only now: a run that the recipe does not fit keeps its own
         folder.cut_curve(progress.step)
         progress.candidates = folder.present(progress.candidates)
-        save_recipe(recipe, folder.recipe)
-        (folder.path / "environment.txt").write_text(_environment(accelerator), encoding="utf-8")
+        write_beginning(recipe, folder, accelerator, progress.step)
     if recipe.optimization.checkpoint_activations:
         checkpoint_activations(model)
-    network = accelerator.prepare(_TrainingStep(model).train())
+    network = accelerator.prepare(_TrainingStep(model, recipe.optimization.loss_limit_db).train())
     prepared = [accelerator.prepare(optimizer) for optimizer in optimizers]
-    return _Run(recipe, folder, accelerator, network, model, average, prepared, progress)
+    return _Run(recipe, folder, accelerator, network, model, average, prepared, progress, further)
 
 
 def _initial_model(recipe: Recipe) -> Any:
@@ -570,15 +687,6 @@ def _restore(
         raise TrainingError(
             "the run is of another network or optimizer than the recipe's; the recipe.yaml in its folder fits"
         ) from error
-
-
-def _environment(accelerator: Any) -> str:
-    return (
-        f"python {platform.python_version()}, torch {torch.__version__}, "
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores\n"
-        f"device {accelerator.device}, {accelerator.num_processes} processes "
-        f"of {torch.get_num_threads()} threads\nstarted {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
-    )
 
 
 @contextlib.contextmanager

@@ -17,9 +17,14 @@ ABSENT_LIMIT_DB = 30.0
 """An estimate of an absent talker that is so far below the others earns little more; a soft threshold, as in
 Wisdom et al., "What's all the FUSS about free universal sound separation data?", ICASSP 2021."""
 
+_SILENT_POWER = 1e-18
+"""Of estimates that are all silent; its square, which the gradient divides by, is not zero either."""
 
-def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
+
+def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = 0.0) -> Tensor:
     """Return minus the mean SI-SNR under the best permutation of each mixture (PIT), in dB.
+
+    The permutation is that of the whole segment: a talker who changes tracks is separated badly.
 
     In place of a silent source, which has no SI-SNR, stands how far its estimate is below all estimates
     together.
@@ -27,8 +32,14 @@ def si_snr_loss(estimates: Tensor, sources: Tensor) -> Tensor:
     Args:
         estimates: (batch, source, time).
         sources: Same shape.
+        limit_db: What SI-SNR approaches and never exceeds, softly; 0 sets no limit.
     """
-    return _permutation_invariant_loss(si_snr, estimates.float(), sources.float(), _is_silent(sources))
+
+    def limited(estimates: Tensor, sources: Tensor) -> Tensor:
+        scores = si_snr(estimates, sources)
+        return scores - 10 * (1 + 10 ** ((scores - limit_db) / 10)).log10() if limit_db else scores
+
+    return _permutation_invariant_loss(limited, estimates.float(), sources.float(), _is_silent(sources))
 
 
 def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
@@ -48,7 +59,11 @@ def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
 
 
 def multi_stage_loss(
-    estimates: Tensor, auxiliary_estimates: Sequence[Tensor], sources: Tensor, auxiliary_weight: float
+    estimates: Tensor,
+    auxiliary_estimates: Sequence[Tensor],
+    sources: Tensor,
+    auxiliary_weight: float,
+    limit_db: float = 0.0,
 ) -> Tensor:
     """Weigh the output's loss against the mean loss of the auxiliary heads, each with its own permutation.
 
@@ -57,8 +72,9 @@ def multi_stage_loss(
         auxiliary_estimates: One tensor of that shape for each auxiliary head.
         sources: Same shape.
         auxiliary_weight: Share of the auxiliary loss, from 0 to 1; the paper starts at 0.4.
+        limit_db: Of `si_snr_loss`.
     """
-    loss = si_snr_loss(estimates, sources)
+    loss = si_snr_loss(estimates, sources, limit_db)
     if not auxiliary_estimates or auxiliary_weight == 0:
         return loss
     auxiliary = torch.stack([magnitude_loss(estimate, sources) for estimate in auxiliary_estimates]).mean()
@@ -82,7 +98,7 @@ def _is_silent(sources: Tensor) -> Tensor:
 def _attenuation(estimates: Tensor) -> Tensor:
     """Return how far each estimate is below all of them together, in dB up to the limit: (batch, source)."""
     power = estimates.square().mean(-1)
-    total = power.sum(-1, keepdim=True) + torch.finfo(power.dtype).tiny
+    total = power.sum(-1, keepdim=True) + _SILENT_POWER
     return -10 * (power / total + 10 ** (-ABSENT_LIMIT_DB / 10)).log10()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import distributed
 
+from flasepformer.training.precision import resolve_precision
 from flasepformer.training.recipe import NEEDS_EXTRA, Recipe
 from flasepformer.training.run_folder import RunFolder, TrainingError
 
 
 @contextlib.contextmanager
-def process_group(recipe: Recipe, folder: RunFolder) -> Iterator[Any]:
+def process_group(recipe: Recipe, folder: RunFolder, device: str = "auto") -> Iterator[Any]:
     """Give the `Accelerator` of this process, and end what the processes have in common on every way out.
 
     The last owner of gloo's process group must not be the network's reducer. Its destructor keeps Python's
@@ -29,7 +31,7 @@ def process_group(recipe: Recipe, folder: RunFolder) -> Iterator[Any]:
         TrainingError: If the processes do not find each other, or one of the others is gone.
     """
     with folder.unmade_if_refused():
-        accelerator = _accelerator(recipe, folder.path)
+        accelerator = _accelerator(recipe, folder.path, device)
     group = distributed.group.WORLD if distributed.is_initialized() else None
     try:
         yield accelerator
@@ -50,7 +52,7 @@ def process_group(recipe: Recipe, folder: RunFolder) -> Iterator[Any]:
         del group
 
 
-def _accelerator(recipe: Recipe, folder: Path) -> Any:
+def _accelerator(recipe: Recipe, folder: Path, device: str) -> Any:
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
@@ -60,15 +62,23 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
     has_heads = getattr(recipe.model, "auxiliary_heads", False)
     idle_heads = DistributedDataParallelKwargs(find_unused_parameters=has_heads and may_idle)
     n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    has_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and device != "cpu"
+    if device.startswith("cuda"):
+        if not has_gpu:
+            raise TrainingError(f"device {device} cannot be used (not on this machine); use auto or cpu")
+        if ":" in device:
+            torch.cuda.set_device(device)
+    # Each process measures for itself, and on one machine they find the same, but for a tie.
+    precision, measured = resolve_precision(settings.precision, torch.device("cuda" if has_gpu else "cpu"))
     start_anew = "start them with torchrun, or unset WORLD_SIZE"
     try:
         accelerator = Accelerator(
-            mixed_precision=settings.precision,
+            mixed_precision=precision,
             log_with="tensorboard",
             project_dir=str(folder),
             kwargs_handlers=[idle_heads],
-            cpu=n_processes > 1 and not has_gpu,  # untold, accelerate leaves each process alone on a CPU
+            cpu=device == "cpu"
+            or (n_processes > 1 and not has_gpu),  # untold, accelerate leaves each process alone on a CPU
         )
     except ValueError as error:
         if n_processes == 1:
@@ -82,4 +92,6 @@ def _accelerator(recipe: Recipe, folder: Path) -> Any:
             f"WORLD_SIZE says that there are {n_processes} processes, but {accelerator.num_processes} found "
             f"together, and each would train a run of its own into {folder}; {start_anew}"
         )
+    if measured and accelerator.is_main_process:
+        print(measured, file=sys.stderr)
     return accelerator

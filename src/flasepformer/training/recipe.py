@@ -3,22 +3,22 @@
 import dataclasses
 import difflib
 import functools
-from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from flasepformer.data import DynamicMixingConfig
+from flasepformer.installing import how_to_install
 from flasepformer.models import SepReformerConfig
 from flasepformer.models.registry import FAMILIES, build_model, registered_names
 
 DEFAULT_FAMILY = "sepreformer"
 """Of a recipe that names none."""
 
-NEEDS_EXTRA = 'training needs the extra "train": pip install "flasepformer[train]"'
+NEEDS_EXTRA = f'training needs the extra "train": {how_to_install("train")}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,14 @@ class DataConfig:
     LibriMix share nobody."""
     exclude_licences: tuple[str, ...] = ()
     """Leave out the recordings of `speech` under these licences."""
+    held_out_share: float = 0.0
+    """Share of the speakers of `held_out_corpora` in `train_split` that are not trained on but validated on,
+    beside `valid_split`: the first ones by the SHA-256 of their names."""
+    held_out_corpora: tuple[str, ...] = ()
+    """Beginnings of the names of corpora in the manifest of `speech`; for `held_out_share`."""
+    n_valid_conversations: int = 0
+    """Fixed conversations of speakers of `valid_split` in turns of 4 s without overlap, to count the turns
+    that come out on the wrong track."""
     n_valid_mixtures: int = 100
     """Fixed mixtures that the model is validated on; of `mixtures` at most so many, drawn at random, and 0
     takes all."""
@@ -66,7 +74,15 @@ class DataConfig:
             raise ValueError(
                 f"max_corrupt_share must be at least 0 and below 1, got {self.max_corrupt_share}"
             )
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share must be at least 0 and below 1, got {self.held_out_share}")
+        if (self.held_out_share > 0) != bool(self.held_out_corpora):
+            raise ValueError("held_out_share and held_out_corpora need each other")
+        if self.n_valid_conversations < 0:
+            raise ValueError(f"n_valid_conversations must not be negative, got {self.n_valid_conversations}")
         is_fixed = self.validate_on == "mixtures"
+        if (self.held_out_share or self.n_valid_conversations) and (is_fixed or self.train_on == "mixtures"):
+            raise ValueError("held_out_share and n_valid_conversations are for training on speech alone")
         least, which = (0, "") if is_fixed else (1, " where mixtures are drawn from speech")
         if self.n_valid_mixtures < least:
             raise ValueError(f"n_valid_mixtures must be at least {least}{which}, got {self.n_valid_mixtures}")
@@ -89,6 +105,15 @@ class OptimizationConfig:
     """Mixtures that each process computes at a time."""
     accumulate_steps: int = 1
     """Such batches in one step, whose gradients are averaged."""
+    long_every: int = 0
+    """Every so many steps one takes longer segments, in which a network learns who is who; 0 never does."""
+    long_seconds: tuple[float, float] = (15.0, 30.0)
+    """Their length, whole seconds, the same for all mixtures of a step."""
+    long_batch_size: int = 1
+    """Mixtures of such a step, in place of `batch_size`."""
+    loss_limit_db: float = 0.0
+    """A separation this good earns little more, so that what is easy, such as talkers who take turns, does
+    not outweigh the rest; 0 sets no limit."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW as in the papers, or Muon for the matrices of the blocks and AdamW for the rest."""
     learning_rate: float = 1e-3
@@ -125,8 +150,9 @@ class OptimizationConfig:
     themselves."""
     average_best: int = 1
     """Ship the mean of the weights of this many best validations."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision; the loss is always computed in float32."""
+    precision: Literal["no", "bf16", "auto"] = "no"
+    """Mixed precision; the loss is always computed in float32. "auto" measures at the start of the run if the
+    machine is faster in bfloat16, says so, and decides by it; Muon orthogonalizes in the same."""
     checkpoint_activations: bool = False
     """Compute the blocks a second time in the backward pass instead of keeping what is in them: less memory,
     for long segments, at the price of another forward pass."""
@@ -134,7 +160,10 @@ class OptimizationConfig:
     """Steps in a row with a loss or gradient that is not finite before the run gives up."""
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "accumulate_steps", "average_best", "auxiliary_decay_epochs")
+        counts = (
+            "n_steps", "batch_size", "accumulate_steps", "average_best", "auxiliary_decay_epochs",
+            "long_batch_size",
+        )  # fmt: skip
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -148,6 +177,16 @@ class OptimizationConfig:
                 f"n_steps {self.n_steps}, and the learning rate would never reach its peak; raise n_steps to "
                 f"{together}, or lower them, for instance to {warmup_steps} and {decay_steps}"
             )
+        if self.long_every < 0:
+            raise ValueError(f"long_every must not be negative, got {self.long_every}")
+        if self.long_every and not 1 <= self.long_seconds[0] <= self.long_seconds[1]:
+            raise ValueError(f"long_seconds must run from low to high, from 1 on, got {self.long_seconds}")
+        if self.long_every and self.long_batch_size > self.batch_size:
+            raise ValueError(
+                f"long_batch_size must be at most batch_size, {self.batch_size}, got {self.long_batch_size}"
+            )
+        if self.loss_limit_db < 0:
+            raise ValueError(f"loss_limit_db must not be negative, got {self.loss_limit_db}")
         if not 0 <= self.auxiliary_weight <= 1:
             raise ValueError(f"auxiliary_weight must be from 0 to 1, got {self.auxiliary_weight}")
         if not 0 <= self.average_decay < 1:
@@ -205,6 +244,14 @@ class Recipe:
             idle = [f"mixing.{name}" for name in names if getattr(self.mixing, name) != getattr(usual, name)]
             if idle:
                 raise ValueError(f"{', '.join(idle)}: of no effect, as no mixture is drawn from speech")
+        longest = self.mixing.segment_seconds
+        if self.optimization.long_every and self.data.train_on == "mixtures":
+            raise ValueError("optimization.long_every is for mixtures that are drawn from speech")
+        if self.optimization.long_every and self.optimization.long_seconds[0] <= longest:
+            raise ValueError(
+                f"optimization.long_seconds must lie above mixing.segment_seconds, {longest}, "
+                f"got {self.optimization.long_seconds}"
+            )
         if self.n_logged_mixtures < 0:
             raise ValueError(f"n_logged_mixtures must not be negative, got {self.n_logged_mixtures}")
         if self.fourier_filters and self.family != "sepreformer":
@@ -251,28 +298,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     documents = _with_bases(Path(path))
     settings = _top_level(documents, overrides)
     family, fields = _network(settings.get("family"), settings.get("model_name"))
-    keys = _keys(family)
+    kinds = _kinds(family)
+    values: dict[str, Any] = {f"model.{name}": value for name, value in fields.items()}
     for part, document in documents.items():
-        for key in _flat(document):
-            _check_known(key, keys, str(part))
+        for key, value in _flat(document).items():
+            values[key] = _checked(key, value, kinds, str(part))
     for override in overrides:
-        _check_known(override.partition("=")[0], keys, f"setting {override}")
-    parser = _parser(family, fields)
-    arguments = {f"--config={part}": str(part) for part, document in documents.items() if document}
-    arguments |= {f"--{override}": f"setting {override}" for override in overrides}
-    values = vars(parser.instantiate(_parse(parser, arguments)))
-    return Recipe(**{key.name: values[key.name] for key in dataclasses.fields(Recipe)})
-
-
-def _parse(parser: Any, arguments: Mapping[str, str]) -> Any:
-    """Parse arguments, each with its name for a person; the last one that is added blames itself."""
-    try:
-        return parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        *before, last = arguments.items()
-        if before:
-            _parse(parser, dict(before))
-        raise ValueError(f"{last[1]}: {' '.join(str(error).split())}") from error
+        key, _, text = override.partition("=")
+        where = f"setting {override}"
+        _check_known(key, list(kinds), where)
+        values[key] = _checked(key, _as_yaml(text, kinds[key], where), kinds, where)
+    sections: dict[str, dict[str, Any]] = {"model": {}, **{name: {} for name in _SECTIONS}}
+    top: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (sections[section] if section else top)[name] = value
+    configs = {"model": FAMILIES[family][0], **_SECTIONS}
+    made = {name: configs[name](**settings) for name, settings in sections.items()}
+    return Recipe(**made, **{key: value for key, value in top.items() if key not in _READING_KEYS})
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -318,6 +361,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(settings).__name__}")
     for section in ("model", *_SECTIONS):
+        if section in settings and settings[section] is None:  # all that stands under it is commented out
+            settings[section] = {}
         if not isinstance(settings.get(section, {}), dict):
             raise ValueError(f"{path}: {section} must hold keys and values, got {settings[section]!r}")
     return settings
@@ -336,21 +381,111 @@ def _top_level(documents: Mapping[Path, Mapping[str, Any]], overrides: Sequence[
     return settings
 
 
-def _flat(settings: Mapping[Any, Any]) -> list[str]:
-    """Return the keys of a recipe, those of a section with its name before them."""
-    keys = []
+def _flat(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the keys of a recipe with their values, those of a section with its name before them."""
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        keys += [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [str(key)]
-    return keys
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {}
+        flat |= {} if isinstance(value, dict) else {str(key): value}
+    return flat
 
 
-def _keys(family: str) -> list[str]:
-    """Return what a recipe for a network of that family can say."""
+def _kinds(family: str) -> dict[str, Any]:
+    """Return what a recipe for a network of that family can say, and of what type each value is."""
     sections = {"model": FAMILIES[family][0], **_SECTIONS}
-    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in sections]
+    kinds = {key: kind for key, kind in get_type_hints(Recipe).items() if key not in sections}
     for name, config in sections.items():
-        keys += [f"{name}.{field.name}" for field in dataclasses.fields(config)]
-    return [*keys, *_READING_KEYS]
+        kinds |= {f"{name}.{field}": kind for field, kind in get_type_hints(config).items()}
+    return {**kinds, **dict.fromkeys(_READING_KEYS, str)}
+
+
+def _as_yaml(text: str, kind: Any, where: str) -> Any:
+    """Return the value that a setting names; text is taken as it stands."""
+    import yaml
+
+    if kind is str or get_origin(kind) is Literal:
+        return None if text in ("", "null", "~") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def _checked(key: str, value: Any, kinds: Mapping[str, Any], where: str) -> Any:
+    """Return a value as its key wants it; null is "none" where there is such a thing.
+
+    Raises:
+        ValueError: There is no such key, or the value is not of its type.
+    """
+    _check_known(key, list(kinds), where)
+    kind = kinds[key]
+    expected, convert = _reader(kind)
+    try:
+        return convert(value)
+    except (TypeError, ValueError) as error:
+        came = "nothing (null)" if value is None else repr(value)
+        raise ValueError(f"{where}: {key} must be {expected}, got {came}") from error
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[Any], Any]]:
+    """Return what a person is told that a value must be, and what makes it so or raises an error."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}", lambda value: _one_of(value, get_args(kind))
+    if kind == tuple[str, ...]:
+        return "a list, such as [one, another], or null", _texts
+    if kind == tuple[float, float]:
+        return "two numbers, such as [0.5, 2]", _two_numbers
+    readers: dict[Any, tuple[str, Callable[[Any], Any]]] = {
+        int: ("a whole number", _whole), float: ("a number", _number), bool: ("true or false", _truth),
+        str: ("text, or null for none", _text),
+    }  # fmt: skip
+    return readers[kind]
+
+
+def _one_of(value: Any, choices: Sequence[Any]) -> Any:
+    value = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value  # YAML's no
+    if value not in choices:
+        raise ValueError(value)
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return float(value)  # text, too: YAML takes 1e-3 for text
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != int(number):
+        raise ValueError(value)
+    return value if isinstance(value, int) else int(number)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (bool, list, dict)):
+        raise TypeError(value)
+    return "" if value is None else str(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [] if value is None or value == "" else value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in values):
+        raise TypeError(value)
+    return tuple(values)
+
+
+def _two_numbers(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    low, high = map(_number, value)
+    return low, high
 
 
 def _check_known(key: str, keys: Sequence[str], where: str) -> None:
@@ -379,18 +514,3 @@ def _network(family: Any, model_name: Any) -> tuple[str, Mapping[str, Any]]:
 def _registered_config(model_name: str) -> Any:
     with torch.device("meta"):  # nothing is allocated
         return build_model(model_name).config
-
-
-def _parser(family: str, fields: Mapping[str, Any]) -> Any:
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError as error:
-        raise ImportError(NEEDS_EXTRA) from error
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    for key in _READING_KEYS:
-        parser.add_argument(f"--{key}", type=str)
-    parser.add_class_arguments(Recipe, skip={"model"})
-    parser.add_class_arguments(FAMILIES[family][0], "model")
-    parser.set_defaults({f"model.{name}": value for name, value in fields.items()})
-    return parser

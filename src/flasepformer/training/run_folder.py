@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from flasepformer.errors import FlasepformerError
+
 CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.pt"
 BEST_FOLDER = "best"
@@ -24,11 +26,12 @@ SPEECH_CACHE_FOLDER = "speech-cache"
 
 CURVE_COLUMNS = (
     "step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
-    "valid_si_snr_improvement_db", "best_db", "audio_seconds_per_second", "steps_per_second",
+    "valid_si_snr_improvement_db", "held_out_si_snr_improvement_db", "wrong_turns", "best_db",
+    "audio_seconds_per_second", "steps_per_second",
 )  # fmt: skip
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FlasepformerError, RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
 
 
@@ -63,6 +66,14 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # something else is in it
                     folder.rmdir()
             raise
+
+    def clear(self) -> None:
+        """Remove what a run has left; the speech that was decoded for it and files of others stay."""
+        for folder in (self.best, self.path / CANDIDATES_FOLDER):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = [CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, CURVE_FILE, RECIPE_FILE, "environment.txt"]
+        for path in [*(self.path / name for name in files), *self.path.glob("recipe-until-step-*.yaml")]:
+            path.unlink(missing_ok=True)
 
     def candidate(self, step: int) -> Path:
         """Return the folder for the weights that were validated after a step."""

@@ -6,6 +6,8 @@ which follows the validation, has its state in the checkpoint.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 def learning_rate(step: int, *, peak: float, n_steps: int, warmup_steps: int, decay_steps: int) -> float:
     """Rise linearly to the peak, stay there, and fall linearly to zero at the end.
@@ -25,6 +27,19 @@ def learning_rate(step: int, *, peak: float, n_steps: int, warmup_steps: int, de
     rise = (step + 1) / max(warmup_steps, 1)
     fall = (n_steps - step) / max(decay_steps, 1)
     return peak * max(0.0, min(1.0, rise, fall))
+
+
+def segment_seconds(
+    step: int, *, seed: int, usual: float, long_every: int, long: tuple[float, float]
+) -> float:
+    """Return the length of the segments of a step: every `long_every` steps a longer one, in whole seconds.
+
+    >>> [segment_seconds(s, seed=0, usual=4.0, long_every=2, long=(15, 30)) for s in range(4)]
+    [4.0, 23.0, 4.0, 23.0]
+    """
+    if not long_every or (step + 1) % long_every:
+        return usual
+    return float(np.random.default_rng([seed, step]).integers(round(long[0]), round(long[1]), endpoint=True))
 
 
 def linear_decay(step: int, *, n_steps: int) -> float:

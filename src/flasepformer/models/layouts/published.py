@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from flasepformer.installing import how_to_install
 from flasepformer.models.errors import CheckpointError
 
 Rules = Sequence[tuple[str, str]]
@@ -106,6 +106,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is damaged or holds anything but a table of plain values.
     """
+    try:
+        import yaml  # here, as the package itself does without
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs PyYAML to be read: {how_to_install('hub')}") from error
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,0 +1,6 @@
+"""What every room that writes files needs: files that are whole or not there, and tables for people."""
+
+from flasepformer.files.tables import markdown_table
+from flasepformer.files.whole import write_whole, written_whole
+
+__all__ = ["markdown_table", "write_whole", "written_whole"]

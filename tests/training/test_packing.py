@@ -1,0 +1,80 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.conftest import SEPREFORMER, changed, curve
+
+from flasepformer.models import load_model
+from flasepformer.training import TrainingError, pack_run, train, unpack_run
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def packed(recipe, tmp_path):
+    """Return the folder of a run of six steps, and that of its packed state."""
+    train(recipe, tmp_path / "run")
+    assert pack_run(tmp_path / "run", tmp_path / "packed") == 6
+    return tmp_path / "run", tmp_path / "packed"
+
+
+def test_a_packed_run_has_average_and_weights_to_known_precision(packed, recipe, tmp_path):
+    run, folder = packed
+    before = load(run / "checkpoint.pt")
+    assert unpack_run(folder, tmp_path / "new", recipe) == 6
+    after = load(tmp_path / "new" / "checkpoint.pt")
+    for name, value in before["model"].items():
+        average = before["average"][f"module.{name}"]
+        half = after["average"][f"module.{name}"]
+        torch.testing.assert_close(half.double(), average.double(), rtol=2**-10, atol=2**-24)
+        if not value.is_floating_point():
+            continue
+        largest = (value - half).abs().max()
+        error = (after["model"][name] - value).abs().max()
+        assert error <= largest / 62 * 1.001 + 1e-7 * value.abs().max()  # half a level of 31
+    assert after["progress"]["n_drawn"] == before["progress"]["n_drawn"] == 12
+
+
+def test_a_run_goes_on_elsewhere_with_the_next_step_and_mixture(packed, recipe, tmp_path):
+    run, folder = packed
+    longer = changed(recipe, n_steps=9)
+    unpack_run(folder, tmp_path / "new", longer)
+    train(longer, tmp_path / "new", resume=True)
+    progress = load(tmp_path / "new" / "checkpoint.pt")["progress"]
+    assert (progress["step"], progress["n_drawn"]) == (9, 18)
+    assert curve(tmp_path / "new")[: len(curve(run))] == curve(run)
+    assert [int(row["step"]) for row in curve(tmp_path / "new")][-2:] == [8, 9]
+    assert (tmp_path / "new" / "best").is_dir()
+
+
+def test_the_packed_folder_is_a_model_in_half_precision(packed):
+    _, folder = packed
+    model = load_model(folder)
+    assert model.config == SEPREFORMER
+    floats = [value for value in model.state_dict().values() if value.is_floating_point()]
+    stored = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values()} <= {torch.float16, torch.int64}
+    n_weights = sum(value.numel() for value in floats)
+    assert (folder / "difference.safetensors").stat().st_size < n_weights + 2000  # at most a byte for each
+    assert json.loads((folder / "progress.json").read_text())["step"] == 6
+
+
+def test_a_run_that_is_there_is_not_overwritten(packed, recipe):
+    run, folder = packed
+    with pytest.raises(TrainingError, match="holds a run already"):
+        unpack_run(folder, run, recipe)
+
+
+def test_the_state_of_another_network_is_refused(packed, recipe, tmp_path):
+    other = dataclasses.replace(recipe, model=dataclasses.replace(SEPREFORMER, n_channels=32))
+    with pytest.raises(TrainingError, match="another config than the recipe"):
+        unpack_run(packed[1], tmp_path / "new", other)
+
+
+def test_there_must_be_something_to_pack(tmp_path):
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        pack_run(tmp_path / "absent", tmp_path / "packed")
