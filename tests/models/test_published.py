@@ -456,7 +456,7 @@ def test_a_short_rest_that_a_host_asks_for_is_taken(server, asked, monkeypatch):
 
 
 def test_a_host_that_falls_silent_is_named(server, monkeypatch):
-    monkeypatch.setattr(fetching, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.1)
     server.add_fault("github", lambda answer: Answer(n_sent=0, stalls=True, body=b"x"))
     with pytest.raises(PublishedError, match=r"does not answer in time|broke off"):
         fetched(APACHE)

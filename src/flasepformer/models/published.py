@@ -16,8 +16,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -27,6 +26,7 @@ from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
+from flasepformer.files import locked
 from flasepformer.installing import how_to_install
 from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, convert_checkpoint
 from flasepformer.models.errors import CheckpointError, FetchError
@@ -276,7 +276,10 @@ def obtain(
     try:
         work = home() / "downloads" / model.name
         work.mkdir(parents=True, exist_ok=True)
-        with _locked(work.with_suffix(".lock"), model, notify):
+        with locked(
+            work.with_name(f"{work.name}.lock"),
+            lambda: notify(f"another process is fetching {model.name}; waiting for it"),
+        ):
             folder = local_copy(model)  # another process may have fetched it meanwhile
             if folder is None:
                 folder = _make_local_copy(model, work, progress or _show_nobody, notify)
@@ -300,7 +303,7 @@ def check_can_fetch() -> None:
     Raises:
         PublishedError: The extra `hub` is missing; the message says how to install it.
     """
-    for package in ("huggingface_hub", "filelock", "yaml", "tqdm"):
+    for package in ("yaml", "tqdm"):
         try:
             import_module(package)
         except ModuleNotFoundError as error:
@@ -350,17 +353,16 @@ def home() -> Path:
 def _make_local_copy(
     model: PublishedModel, work: Path, progress: Progress, notify: Callable[[str], None]
 ) -> Path:
-    from flasepformer.models.fetching import fetch, opened_client  # here: the packages behind it take a while
+    from flasepformer.models.fetching import fetch  # here: for those who fetch nothing it need not be read
 
-    with opened_client() as client:
-        settings, weights = _settle(model, client, notify)
-        for file, show in ((settings, _show_nobody), (weights, progress)):
-            assert file.size is not None
-            assert file.sha256 is not None
-            fetch(
-                client, _url(model.source, file), work / file.name, size=file.size, sha256=file.sha256,
-                progress=show, notify=notify,
-            )  # fmt: skip
+    settings, weights = _settle(model, notify)
+    for file, show in ((settings, _show_nobody), (weights, progress)):
+        assert file.size is not None
+        assert file.sha256 is not None
+        fetch(
+            _url(model.source, file), work / file.name, size=file.size, sha256=file.sha256,
+            progress=show, notify=notify,
+        )  # fmt: skip
     _put_on_record(model, settings, weights)
     growing, folder = work / "converted", home() / "models" / model.name
     shutil.rmtree(growing, ignore_errors=True)  # of a process that was killed
@@ -389,14 +391,12 @@ def _make_local_copy(
     return folder
 
 
-def _settle(
-    model: PublishedModel, client: Any, notify: Callable[[str], None]
-) -> tuple[PublishedFile, PublishedFile]:
+def _settle(model: PublishedModel, notify: Callable[[str], None]) -> tuple[PublishedFile, PublishedFile]:
     """Return settings and weights with size and digest: the list's, else those on record, else the host's."""
     wanted = (model.settings, model.weights)
     if all(file.size and file.sha256 for file in wanted):
         return wanted
-    listed = _list_files(model.source, client, notify)
+    listed = _list_files(model.source, notify)
     settled = []
     for file in wanted:
         if file.path not in listed:
@@ -412,12 +412,12 @@ def _settle(
     return settled[0], settled[1]
 
 
-def _list_files(source: Source, client: Any, notify: Callable[[str], None]) -> dict[str, PublishedFile]:
+def _list_files(source: Source, notify: Callable[[str], None]) -> dict[str, PublishedFile]:
     """Ask ModelScope what a repository holds."""
     from flasepformer.models.fetching import fetch_json
 
     base = f"{_endpoint(source)}/api/v1/models/{source.repository}/repo"
-    answer = fetch_json(client, f"{base}/files?Revision={quote(source.revision)}&Recursive=True", notify)
+    answer = fetch_json(f"{base}/files?Revision={quote(source.revision)}&Recursive=True", notify)
     try:
         listed = {
             entry["Path"]: PublishedFile(
@@ -474,22 +474,6 @@ def _url(source: Source, file: PublishedFile) -> str:
         return f"{_endpoint(source)}/{source.repository}/raw/{quote(source.revision)}/{quote(file.path)}"
     base = f"{_endpoint(source)}/api/v1/models/{source.repository}/repo"
     return f"{base}?Revision={quote(source.revision)}&FilePath={quote(file.path, safe='')}"
-
-
-@contextmanager
-def _locked(path: Path, model: PublishedModel, notify: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock among processes, which goes with the process that holds it."""
-    from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    try:
-        with WeakFileLock(path, timeout=0.2):
-            yield
-            return
-    except Timeout:
-        notify(f"another process is fetching {model.name}; waiting for it")
-    with WeakFileLock(path):
-        yield
 
 
 def _parsed(path: Path) -> Any:
