@@ -6,11 +6,12 @@ from flasepformer.export.errors import ExportError
 
 WEB_GPU = frozenset(
     """
-    Abs Add ArgMax ArgMin BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos CumSum Div Einsum Equal
-    Erf Exp Expand Flatten Floor Gather GatherElements Gemm Greater GreaterOrEqual If InstanceNormalization
-    LayerNormalization Less LessOrEqual Log MatMul Mul Neg Not Pad Pow Range Reciprocal ReduceL1 ReduceL2
-    ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Shape Sigmoid Sin
-    Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    Abs Add ArgMax ArgMin BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Cos CumSum Div
+    Einsum Equal Erf Exp Expand Flatten Floor Gather GatherElements Gemm Greater GreaterOrEqual If
+    InstanceNormalization LayerNormalization Less LessOrEqual Log MatMul Mul Neg Not Pad Pow Range
+    Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
+    Relu Reshape Resize Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose
+    Unsqueeze Where
     """.split()  # noqa: SIM905
 )
 """Of the standard operators in onnxruntime-web's js/web/docs/webgpu-operators.md (1.18 to 1.24) those that a
