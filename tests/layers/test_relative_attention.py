@@ -39,12 +39,12 @@ def test_attention_equals_its_definition_and_gradient(n_frames, max_distance):
 
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("block", [1, 7, 64])
-def test_blocks_of_queries_give_the_same_as_the_whole(block, gradients, monkeypatch):
+def test_blocks_of_queries_give_the_same_as_the_whole(block, gradients):
     *inputs, positions = random_inputs(100)
     with torch.set_grad_enabled(gradients):
         whole = relative_attention.relative_attention(*inputs, positions(100))
-        monkeypatch.setattr(relative_attention, "QUERY_BLOCK", block)
-        assert_close(relative_attention.relative_attention(*inputs, positions(100)), whole)
+        blocks = relative_attention.relative_attention(*inputs, positions(100), block_length=block)
+        assert_close(blocks, whole)
 
 
 def test_positions_point_from_the_key_to_the_query():

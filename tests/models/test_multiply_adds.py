@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig
 from flasepformer.models.multiply_adds import multiply_adds
 from flasepformer.models.registry import registered_info
-from flasepformer.ops import PIECE_LENGTH
+from flasepformer.models.sepreformer import PIECE_LENGTH
 
 
 class Counted(nn.Module):
@@ -38,7 +38,9 @@ def test_a_layer_counted_by_hand():
 )
 def test_the_papers_sizes_cost_what_is_known_of_them(name, gflop_per_second):
     """By what is on record: test_registry.py counts size T again, and all sizes in its slow tests."""
-    assert 2 * registered_info(name).giga_multiply_adds == pytest.approx(gflop_per_second, rel=0.01)
+    counted = 2 * registered_info(name).giga_multiply_adds
+    # Less: what comes from below is projected at half the rate, the output together with the synthesis.
+    assert 0.96 * gflop_per_second < counted < gflop_per_second
 
 
 def test_what_a_network_computes_twice_because_it_works_in_pieces_counts_once():

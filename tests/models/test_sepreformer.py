@@ -13,7 +13,6 @@ from flasepformer.metrics import si_snr
 from flasepformer.models import SepReformer, SepReformerConfig
 from flasepformer.models.registry import build_model, registered_info, registered_names
 from flasepformer.models.sepreformer import PooledResidualAttention
-from flasepformer.ops import PIECE_LENGTH
 from flasepformer.training.losses import si_snr_loss
 
 ATTENTIONS = ("focused_linear", "linear", "softmax")
@@ -130,23 +129,13 @@ def test_linear_attention_is_the_focused_one_of_power_one():
 
 def test_softmax_attention_pools_gates_and_repeats_as_published():
     torch.manual_seed(0)
-    block = PooledResidualAttention(tiny_config(attention="softmax", layer_scale=0.1), rate=4)
-    positions = RelativePositions(2000, 4)(10)
+    positions = RelativePositions(2000, 4)
+    block = PooledResidualAttention(tiny_config(attention="softmax", layer_scale=0.1), 4, positions)
     x = torch.randn(2, 40, 8)
     pooled = F.adaptive_avg_pool1d(x.mT, 10).mT
-    attended = 0.1 * block.attention(block.norm(pooled), positions)
+    attended = 0.1 * block.attention(block.norm(pooled), positions(10))
     expected = x + block.gate(x).sigmoid() * F.interpolate(attended.mT, 40, mode="nearest").mT
-    assert_close(block(x, positions), expected)
-
-
-def test_softmax_attention_of_a_long_recording_in_pieces_gives_the_same_as_the_whole():
-    torch.manual_seed(0)
-    block = PooledResidualAttention(tiny_config(attention="softmax", layer_scale=0.1), rate=16)
-    n_coarse = 2 * PIECE_LENGTH // 16 + 3
-    x, positions = torch.randn(2, 16 * n_coarse, 8), RelativePositions(2000, 4)(n_coarse)
-    whole = block(x, positions)  # gradients are recorded: all frames at once
-    with torch.no_grad():
-        assert_close(block(x, positions), whole)
+    assert_close(block(x), expected)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -260,6 +249,9 @@ def test_a_wrong_shape_is_explained(tiny_model, shape):
         ({"attention": ["softmax"]}, "attention must be one of"),
         ({"value_kernel_size": 4}, "odd"),
         ({"local_kernel_size": 0}, "local_kernel_size must be a whole number from 1"),
+        ({"causal": 1}, "causal must be true or false"),
+        ({"causal": True, "attention": "softmax"}, "a causal network has linear attention"),
+        ({"causal": True, "normalize_variance": True}, "takes the mixture at the level it has"),
         ({"max_distance": 0}, "max_distance must be a whole number from 1"),
         ({"max_distance": 10**9}, "max_distance must be a whole number from 1 to 65536"),
     ],

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from flasepformer.layers import Moments
 from flasepformer.metrics import si_snr
 from flasepformer.models import CheckpointError, TFLocoformer, TFLocoformerConfig
 from flasepformer.models.layouts.tflocoformer import espnet_fields, modelscope_fields
-from flasepformer.models.tflocoformer import ConvSwiGLU, normalize
-from flasepformer.ops import PIECE_LENGTH
+from flasepformer.models.tflocoformer import ConvSwiGLU
 from flasepformer.training.losses import si_snr_loss
 
 ATTENTIONS = ["focused_linear", "linear", "softmax"]
@@ -102,18 +102,6 @@ def test_a_batch_equals_its_mixtures_one_by_one(model):
     assert_close(together / level, one_by_one / level, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("attention", "n_frames"), [("focused_linear", 2 * PIECE_LENGTH + 5), ("softmax", PIECE_LENGTH + 1)]
-)
-def test_pieces_equal_the_whole(attention, n_frames):
-    model = tiny_model(attention=attention, n_fft=8, hop_length=4, n_blocks=1)
-    mixture = torch.randn(1, 4 * n_frames)
-    whole = model(mixture).detach()
-    with torch.no_grad():
-        in_pieces = model(mixture)
-    assert_close(in_pieces, whole, rtol=0, atol=1e-5)
-
-
 def test_without_gradients_the_mixture_stays_as_it_is(model):
     mixture = torch.randn(1, 400)
     copy = mixture.clone()
@@ -124,21 +112,23 @@ def test_without_gradients_the_mixture_stays_as_it_is(model):
 
 def test_feed_forward_equals_its_definition():
     torch.manual_seed(0)
-    layer = ConvSwiGLU(tiny_config())
+    layer = ConvSwiGLU(tiny_config(), "bins")
     x = torch.randn(3, 9, 8)
     expanded = layer.expand(F.pad(layer.norm(x).mT, (3, 3)))
     value, gate = expanded.chunk(2, dim=1)
     contracted = layer.contract(value * gate * torch.sigmoid(gate))[..., 3:-3]
-    assert_close(layer(x), x + contracted.mT)
+    expected = x + contracted.mT
+    assert_close(layer(x[None])[0], expected)
+    layer.axis = "frames"
+    assert_close(layer(x.transpose(0, 1)[None])[0].transpose(0, 1), expected)
 
 
 def test_repeated_input_adds_the_input_of_the_attention_once_more():
     once, twice = (tiny_model(n_blocks=1, repeat_input=repeat).blocks[0].time for repeat in (False, True))
     for block in (once, twice):
-        for layer in (block.feed_forward_1.contract, block.feed_forward_2.contract):
-            torch.nn.init.zeros_(layer.weight)  # leaves the attention alone
-    x = torch.randn(2, 5, 8)
-    assert_close(twice(x), once(x) + x)
+        assert list(block) == ["feed_forward_1", "attention", "feed_forward_2"]
+    x = torch.randn(2, 5, 3, 8)
+    assert_close(twice["attention"](x), once["attention"](x) + x)
 
 
 def test_plain_linear_attention_is_focusing_with_power_one():
@@ -153,11 +143,10 @@ def test_plain_linear_attention_is_focusing_with_power_one():
 
 def test_the_deviation_is_the_unbiased_one_and_the_peak_where_nothing_varies():
     mixture = torch.tensor([[1.0, -1, 3, 5], [2, 2, 2, 2], [0, 0, 0, 0]])
-    normalized, level = normalize(mixture)
-    assert_close(level, torch.tensor([[2.581989], [2.0], [0.0]]))
-    assert_close(normalized[0], mixture[0] / 2.581989)
-    assert torch.equal(normalized[1:], torch.tensor([[1.0] * 4, [0.0] * 4]))
-    assert_close(normalize(torch.tensor([[-3.0]])), (torch.tensor([[-1.0]]), torch.tensor([[3.0]])))
+    levels = tiny_model().level_of(Moments.of(mixture), mixture.abs().amax(-1).double())
+    assert_close(levels, torch.tensor([2.581989, 2.0, 0.0]).double(), rtol=1e-6, atol=0)
+    one = torch.tensor([[-3.0]])
+    assert tiny_model().level_of(Moments.of(one), one.abs()[:, 0].double()).tolist() == [3]
 
 
 def test_the_estimates_follow_the_level(model):
@@ -260,6 +249,10 @@ def test_whole_numbers_are_explained(model):
         ({"attention": ["softmax"]}, "attention must be one of"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),
+        (
+            {"causal": True},
+            "a causal network has linear attention over time and takes the mixture at the level",
+        ),
         ({"repeat_input": 1}, "repeat_input must be true or false"),
     ],
 )

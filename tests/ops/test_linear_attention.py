@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flasepformer.ops import focus, key_value_means, linear_attention, linear_attention_naive
+from flasepformer.ops import focus, key_value_sums, linear_attention, linear_attention_naive
 
 
 @pytest.mark.parametrize("n_frames", [1, 63, 250])  # a single frame, an odd count, a usual segment
@@ -61,11 +61,11 @@ def test_focus_is_right_where_cubes_vanish_in_float16():
     assert focused[1].tolist() == [0, 0]
 
 
-def test_means_of_float16_are_summed_in_float32():
+def test_sums_of_float16_are_summed_in_float32():
     key, value = torch.full((1, 1, 1000, 2), 300.0).half(), torch.full((1, 1, 1000, 3), 400.0).half()
-    means = key_value_means(key, value, 1000)
-    assert_close(means.context, torch.full((1, 1, 2, 3), 120_000.0))  # beyond float16
-    assert_close(means.key, torch.full((1, 1, 2), 300.0))  # a sum of 300,000
+    sums = key_value_sums(key, value)
+    assert_close(sums.context / sums.count, torch.full((1, 1, 2, 3), 120_000.0))  # beyond float16
+    assert_close(sums.key, torch.full((1, 1, 2), 300_000.0))
 
 
 def test_attention_of_large_float16_features_equals_float32():
@@ -89,10 +89,10 @@ def test_autocast_leaves_the_sums_and_their_gradients_in_float32(dtype):
     assert_close(torch.autograd.grad(attended.sum(), key), gradients, rtol=0, atol=0)
 
 
-def test_means_of_bfloat16_keep_what_its_eight_bits_cannot():
+def test_sums_of_bfloat16_keep_what_its_eight_bits_cannot():
     key, value = torch.ones(1, 1, 1000, 2).bfloat16(), torch.full((1, 1, 1000, 3), 1.0078125).bfloat16()
-    means = key_value_means(key, value, 3000)  # 1.0078125 / 3 is no bfloat16
-    assert_close(means.context, torch.full((1, 1, 2, 3), 1.0078125 / 3))
+    sums = key_value_sums(key, value)  # 1007.8125 is no bfloat16
+    assert_close(sums.context, torch.full((1, 1, 2, 3), 1007.8125))
     attended = linear_attention(key, key, value)
     assert attended.dtype == torch.bfloat16
     assert_close(attended.float(), value.float(), rtol=0, atol=0)

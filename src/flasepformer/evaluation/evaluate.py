@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from flasepformer.data import MixtureSet
@@ -20,10 +19,11 @@ from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.summary import EvaluationResult
 from flasepformer.inference import RunOptions, SeparationError, Separator, weights_digest
 from flasepformer.inference.workers import WorkerDied, map_in_processes
+from flasepformer.models import SeparationNetwork
 
 
 def evaluate(
-    model: Separator | nn.Module,
+    model: Separator | SeparationNetwork,
     mixtures: MixtureSet,
     *,
     metrics: Collection[str] = ("sdr",),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from flasepformer.data import MixtureSet
 from flasepformer.evaluation.comparison import check_same_mixtures
@@ -13,6 +13,7 @@ from flasepformer.evaluation.scoring import at_mixture_level, score_estimates, w
 from flasepformer.evaluation.separating import Separate, separation_by
 from flasepformer.inference import RunOptions, Separator
 from flasepformer.metrics import best_permutation, pairwise, reorder, si_snr
+from flasepformer.models import SeparationNetwork
 
 MAX_SECONDS = 20.0
 """Longest excerpt: enough to hear a fault, and a page that a browser opens."""
@@ -75,7 +76,7 @@ def _against_first(difference: float) -> str:
 
 def make_examples(
     chosen: Sequence[tuple[str, str]],
-    models: Sequence[Separator | nn.Module],
+    models: Sequence[Separator | SeparationNetwork],
     mixtures: MixtureSet,
     run_options: Sequence[RunOptions | None] | None = None,
 ) -> list[Example]:

@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flasepformer.data import Mixture
 from flasepformer.inference import RunOptions, Separator
 from flasepformer.inference.estimates import goes_in_pieces
 from flasepformer.inference.memory import USABLE_SHARE, free_memory
+from flasepformer.models import SeparationNetwork, separate
 
 
 class Separated(NamedTuple):
@@ -28,7 +29,7 @@ Separate = Callable[[Mixture], Separated]
 `Separator.separate` raises."""
 
 
-def separation_by(model: Separator | nn.Module, run_options: RunOptions | None) -> Separate:
+def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> Separate:
     """Return a function, fit to be pickled, that separates mixtures.
 
     Args:
@@ -47,7 +48,7 @@ def separation_by(model: Separator | nn.Module, run_options: RunOptions | None) 
     return partial(_as_recording, Separator(network, next(network.parameters()).device, **run_options))
 
 
-def fix_mode(model: Separator | nn.Module, run_options: RunOptions | None) -> RunOptions | None:
+def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:
     """Decide "auto" by the model alone: scores must not depend on the memory that is free on the day.
 
     A model with linear attention takes every mixture whole; another one takes those that are longer than a
@@ -90,7 +91,7 @@ def label_run(description: Mapping[str, Any]) -> str:
     return "" if mode == "network" else str(mode)
 
 
-def _network_of(model: Separator | nn.Module) -> nn.Module:
+def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:
     return model.model if isinstance(model, Separator) else model
 
 
@@ -101,7 +102,7 @@ def _as_recording(separator: Separator, item: Mixture) -> Separated:
     return Separated(estimates, tuple(str(caution.message) for caution in cautions))
 
 
-def _through_network(model: Separator | nn.Module, item: Mixture) -> Separated:
+def _through_network(model: Separator | SeparationNetwork, item: Mixture) -> Separated:
     if item.sample_rate != model.sample_rate:
         if isinstance(model, Separator):
             return _as_recording(model, item)
@@ -112,7 +113,7 @@ def _through_network(model: Separator | nn.Module, item: Mixture) -> Separated:
     network = _network_of(model).eval()
     device = next(network.parameters()).device
     with torch.inference_mode():
-        estimates = network(item.mixture[None].to(device))[0].float().cpu()
+        estimates = separate(network, item.mixture[None].to(device))[0].float().cpu()
     if not estimates.isfinite().all():
         raise ValueError("the model's estimates are not finite")
     return Separated(estimates)

@@ -9,13 +9,14 @@ from typing import Any, Literal, TypedDict, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from flasepformer.inference.chunks import Join, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
 from flasepformer.inference.plans import Mode, Plan, Planner, full_disk, spill_folder
-from flasepformer.models.long_form import FrameMemory
+from flasepformer.models import SeparationNetwork, separate
+from flasepformer.running import FrameMemory
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -69,7 +70,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SeparationNetwork,
         device: str | torch.device = "auto",
         *,
         mode: Mode = "auto",
@@ -91,8 +92,7 @@ class ModelRunner:
         limit = None if memory is None else parse_size(memory)
         self.precision = precision
         self.device = pick_device(device)
-        self.sample_rate: int = model.sample_rate  # type: ignore[assignment]
-        self.n_sources: int = model.n_sources  # type: ignore[assignment]
+        self.sample_rate, self.n_sources = model.sample_rate, model.n_sources
         self._original = model.eval()
         self.model = _on(self.device, model)
         chunk_length, overlap = (
@@ -146,11 +146,11 @@ class ModelRunner:
         plan = passage.plan
         if plan.way == "chunks":
             passage.estimates, passage.joins = separate_in_chunks(
-                lambda chunk: self._forward(passage, chunk, lambda model, batch: model(batch)),
+                lambda chunk: self._forward(passage, chunk, separate),
                 mixture, self.n_sources, plan.chunk_length, plan.overlap, silence=silence, progress=progress,
             )  # fmt: skip
         elif plan.way == "whole":
-            passage.estimates = self._forward(passage, mixture, lambda model, batch: model(batch))
+            passage.estimates = self._forward(passage, mixture, separate)
         else:
             folder = spill_folder()
             memory = FrameMemory(plan.frame_bytes, folder)
@@ -213,7 +213,7 @@ class ModelRunner:
         return f"going on{where} with temporary files" if plan.frame_bytes == 0 else f"going on{where}"
 
 
-def _on(device: torch.device, *models: nn.Module) -> nn.Module:
+def _on(device: torch.device, *models: SeparationNetwork) -> SeparationNetwork:
     """Return the first of equal models that is on the device, or else a copy of the last."""
     for model in models:
         if all(parameter.device == device for parameter in model.parameters()):

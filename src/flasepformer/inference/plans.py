@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
 
 from flasepformer.errors import FlasepformerError
 from flasepformer.inference.estimates import (
@@ -21,6 +20,7 @@ from flasepformer.inference.estimates import (
 )
 from flasepformer.inference.memory import USABLE_SHARE, format_size, free_memory
 from flasepformer.inference.outputs import OutputError
+from flasepformer.models import SeparationNetwork
 
 MIN_CHUNK_SECONDS = 4.0
 """Chunks are not halved below this for want of memory: it is as much as models hear at a time in training."""
@@ -64,15 +64,14 @@ class Planner:
     """
 
     def __init__(
-        self, model: nn.Module, mode: Mode, memory: int | None, chunk_length: int, overlap: int
+        self, model: SeparationNetwork, mode: Mode, memory: int | None, chunk_length: int, overlap: int
     ) -> None:
         self._model = model
         self._mode = mode
         self._memory = memory
         self._chunk_length = chunk_length
         self._overlap = overlap
-        self._sample_rate: int = model.sample_rate  # type: ignore[assignment]
-        self._n_sources: int = model.n_sources  # type: ignore[assignment]
+        self._sample_rate, self._n_sources = model.sample_rate, model.n_sources
 
     def plan(
         self, n_samples: int, device: torch.device, *, held_bytes: int = 0, after_bytes: int = 0

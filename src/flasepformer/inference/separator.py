@@ -39,7 +39,7 @@ from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError
 from flasepformer.inference.precisions import pick_precision
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, load_described_model
+from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 MODEL_RMS = 10 ** (-23 / 20)
 """Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
@@ -276,7 +276,7 @@ class Separator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SeparationNetwork,
         device: str | torch.device = "auto",
         *,
         info: ModelInfo | None = None,
@@ -291,7 +291,7 @@ class Separator:
         self._runner = ModelRunner(model, device, **options)
         self._run_options = {**_RUN_DEFAULTS, **options}
         self.device = self._runner.device
-        self.model = self._runner.model
+        self.model: SeparationNetwork = self._runner.model
         self.sample_rate = self._runner.sample_rate
         self.n_sources = self._runner.n_sources
         random = (f"{info.name} {RANDOM_WEIGHTS}",) if info and not info.trained else ()

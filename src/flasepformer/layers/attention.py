@@ -1,27 +1,27 @@
-"""Focused linear attention with its parameters, and the gated residual block around it.
+"""Focused linear attention with its parameters, and the gated residual layer around it.
 
 Reference: Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
-from functools import reduce
-from operator import add
+import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn import functional as F
 
-from flasepformer.layers.convolution import DepthwiseConv, depthwise_conv
-from flasepformer.ops import (
-    PIECE_LENGTH,
-    KeyValueMeans,
-    attend_to_means,
-    focus,
-    key_value_means,
-    map_pieces,
-)
+from flasepformer.layers.convolution import DepthwiseConv
+from flasepformer.layers.layer import Carry, Given, GlobalLayer
+from flasepformer.layers.norms import FrameNorm
+from flasepformer.ops import KeyValueSums, causal_linear_attention, key_value_sums
+from flasepformer.ops.linear_attention import EPS, FOCUS_EPS, matmul, widen
 
 RELU_FLOOR = 1e-6
 """Keeps queries and keys positive, so that a feature that ReLU has emptied still has a direction."""
+
+BLOCK_DIAGONAL_CHANNELS = 128
+"""Up to so many channels, one product with all heads in a block-diagonal matrix beats one for each head."""
 
 
 class FocusedLinearAttention(nn.Module):
@@ -30,78 +30,150 @@ class FocusedLinearAttention(nn.Module):
     A depthwise convolution of the values, one filter for each channel of a head and shared by all heads, is
     added to the attention and gives back the local detail that linear attention averages away.
 
+    With u the features of a query before they are raised to the power p, and r = |u| / |u^p|, the query is
+    r u^p. Numerator and denominator of the attention both have this r, so it cancels, but for EPS, which is
+    divided by it.
+
     Args:
         n_channels: Feature channels, split evenly over the heads.
         n_heads: Number of attention heads.
         power: Focusing factor p of `ops.focus`; 1 gives plain linear attention.
         kernel_size: Frames that the convolution of the values spans, odd; 0 leaves it out.
+        causal: Attend to what has been, not to what will be.
 
     Shape: (batch, frames, n_channels), in and out.
 
     Reference: Han et al. (ICCV 2023), section 3; Wang et al., "FLASepformer", Interspeech 2025.
     """
 
-    def __init__(self, n_channels: int, n_heads: int, power: int = 3, kernel_size: int = 5) -> None:
+    def __init__(
+        self, n_channels: int, n_heads: int, power: int = 3, kernel_size: int = 5, causal: bool = False
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.power = power
         self.query = nn.Linear(n_channels, n_channels)
         self.key_value = nn.Linear(n_channels, 2 * n_channels)
         self.scale = nn.Parameter(torch.zeros(1, 1, n_channels))
-        head_dim = n_channels // n_heads
-        self.value_conv = DepthwiseConv(head_dim, kernel_size) if kernel_size else None
+        conv = (
+            DepthwiseConv(n_channels // n_heads, kernel_size, causal=causal, n_repeats=n_heads)
+            if kernel_size
+            else None
+        )
+        self.value_conv = conv
         self.output = nn.Linear(n_channels, n_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        return self._attend(x, value, self._means(key, value, x.shape[1]))
-
-    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
-        """Return what some frames (batch, some frames, n_channels) add to the means over all `n_frames`."""
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        return self._means(key, value, n_frames)
-
-    def attend(self, x: Tensor, means: KeyValueMeans) -> Tensor:
-        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
-        weight, bias = (p.chunk(2)[1] for p in (self.key_value.weight, self.key_value.bias))
-        return self._attend(x, F.linear(x, weight, bias), means)
 
     @property
     def halo(self) -> int:
-        """Frames on either side that a frame depends on, beside the means over all of them."""
-        return 0 if self.value_conv is None else self.value_conv.padding
+        """Frames that the convolution of the values looks at beside its own."""
+        return 0 if self.value_conv is None else self.value_conv.halo
 
-    def _attend(self, x: Tensor, value: Tensor, means: KeyValueMeans) -> Tensor:
-        attended = attend_to_means(self._split_heads(self._focus(self.query(x))), means)
-        attended = attended.transpose(1, 2).flatten(2)
+    def forward(self, x: Tensor, norm: FrameNorm | None = None) -> Tensor:
+        sums, values = self.summarize(x, norm)
+        return self.given(sums, norm)(x, values)
+
+    def summarize(self, x: Tensor, norm: FrameNorm | None = None) -> tuple[KeyValueSums, Tensor]:
+        """Return sums over frames (batch, frames, channels), which lack the gain of `norm`, and values."""
+        sharpness = self._sharpness()
+        _, key, value = self._projections(norm)
+        raised, ratio = self._raise(F.linear(x, *key), sharpness)
+        keys, values = raised * ratio, F.linear(x, *value)
+        return key_value_sums(self._split_heads(keys), self._split_heads(values)), values
+
+    def given(
+        self, sums: KeyValueSums, norm: FrameNorm | None = None, dense: bool = False
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Return the attention to all frames that the sums are of: of frames and, if known, their values.
+
+        Args:
+            sums: Of all frames.
+            norm: Whose gain the frames lack.
+            dense: Attend with all heads in one block-diagonal matrix: more multiplications in less time.
+        """
+        context, key = sums.context / sums.count, (sums.key / sums.count).unsqueeze(-1)
+        query, _, value = self._projections(norm)
+        sharpness = self._sharpness()
+        if dense:
+            both = torch.cat([context, key.expand_as(context)], -1).unflatten(-1, (2, 1, -1))
+            heads = torch.eye(self.n_heads, dtype=context.dtype, device=context.device)
+            matrix = (
+                (both * heads[:, None, None, :, None]).flatten(4).flatten(3).flatten(1, 2)
+            )  # (batch, C, 2 C)
+
+        def attend(x: Tensor, values: Tensor | None) -> Tensor:
+            raised, ratio = self._raise(F.linear(x, *query), sharpness)
+            if dense:
+                numerator, denominator = matmul(raised, matrix).chunk(2, dim=-1)
+            else:
+                per_head = self._split_heads(raised)
+                weight = matmul(per_head, key).expand_as(per_head)
+                numerator, denominator = (self._join_heads(t) for t in (matmul(per_head, context), weight))
+            denominator = denominator + EPS / ratio
+            if self.value_conv is None:
+                return self.output((numerator / denominator).to(x.dtype))
+            local = self.value_conv(F.linear(x, *value) if values is None else values)
+            return self.output(torch.addcdiv(local.to(numerator.dtype), numerator, denominator).to(x.dtype))
+
+        return attend
+
+    def step(self, x: Tensor, carry: Carry | None, norm: FrameNorm | None = None) -> Tensor:
+        """Attend to what has been: of these frames and, in a stream, of those before them."""
+        query, key, value = (F.linear(x, *projection) for projection in self._projections(norm))
+        queries, keys = (
+            self._split_heads(raised * ratio)
+            for raised, ratio in (self._raise(t, self._sharpness()) for t in (query, key))
+        )
+        values = self._split_heads(value)
+        past = None if carry is None else carry.load("sums")
+        attended, past = causal_linear_attention(queries, keys, values, past)
+        if carry is not None:
+            carry.save("sums", past)
+        attended = self._join_heads(attended)
         if self.value_conv is not None:
-            weight = self.value_conv.weight.repeat(self.n_heads, 1, 1)
-            bias = self.value_conv.bias.repeat(self.n_heads)
-            attended = attended + depthwise_conv(value, weight, bias)
-        return self.output(attended)
+            attended = attended + self.value_conv(value, carry)
+        return self.output(attended.to(x.dtype))
 
-    def _means(self, key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
-        return key_value_means(self._split_heads(self._focus(key)), self._split_heads(value), n_frames)
+    def _projections(self, norm: FrameNorm | None) -> list[tuple[Tensor, Tensor]]:
+        """Return weight and bias for queries, keys and values, with the gain of `norm`."""
+        projections = [
+            (self.query.weight, self.query.bias),
+            *zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True),
+        ]
+        return projections if norm is None else [norm.into(*projection) for projection in projections]
 
-    def _focus(self, u: Tensor) -> Tensor:
-        """Focus queries or keys over all channels, before the heads are split."""
-        return focus((F.relu(u) + RELU_FLOOR) / F.softplus(self.scale), self.power)
+    def _sharpness(self) -> Tensor:
+        return widen(1 / F.softplus(self.scale))
+
+    def _raise(self, u: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u^p (batch, frames, channels), and what gives it the length of u (batch, frames, 1)."""
+        u = torch.addcmul(RELU_FLOOR * sharpness, F.relu(widen(u)), sharpness)
+        if self.power == 1:
+            return u, u.new_ones(()).expand(*u.shape[:-1], 1)
+        raised = u.square() * u if self.power == 3 else u**self.power
+        length = vector_norm(u, dim=-1, keepdim=True)
+        return raised, length / (vector_norm(raised, dim=-1, keepdim=True) + FOCUS_EPS)
 
     def _split_heads(self, u: Tensor) -> Tensor:
         """Turn (batch, frames, channels) into (batch, heads, frames, head_dim)."""
         return u.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
+    def _join_heads(self, u: Tensor) -> Tensor:
+        return u.transpose(1, 2).flatten(2)
 
-class GatedResidualAttention(nn.Module):
-    """Residual block whose attention is scaled, frame by frame and channel by channel, by a learned gate.
+
+class GatedResidualAttention(GlobalLayer):
+    """Residual layer whose attention is scaled, frame by frame and channel by channel, by a learned gate.
 
     x + sigmoid(gate(norm'(x))) * attention(norm(x)); without the gate x + attention(norm(x)).
 
     Args:
-        attention: The attention. Where no gradient is recorded, a long recording goes through it in pieces.
+        attention: The attention.
         n_channels: Feature channels.
         norm: Normalisation of the attention's input.
-        gate_norm: Normalisation of the gate's input, or None for a block without gate.
+        gate_norm: Normalisation of the gate's input, which differs from `norm` in its gain only; None for no
+            gate.
+        causal: See `FocusedLinearAttention`.
+        repeat_input: Add the input a second time.
 
     Shape: (batch, frames, n_channels), in and out.
 
@@ -109,33 +181,60 @@ class GatedResidualAttention(nn.Module):
     """
 
     def __init__(
-        self, attention: FocusedLinearAttention, n_channels: int, norm: nn.Module, gate_norm: nn.Module | None
+        self,
+        attention: FocusedLinearAttention,
+        n_channels: int,
+        norm: FrameNorm,
+        gate_norm: FrameNorm | None,
+        *,
+        causal: bool = False,
+        repeat_input: bool = False,
     ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
         self.gate = None if gate_norm is None else nn.Sequential(gate_norm, nn.Linear(n_channels, n_channels))
+        self.causal = causal
+        self.halo = attention.halo
+        self.repeat_input = repeat_input
+        self._dense = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.shape[1] <= PIECE_LENGTH:
-            return self._add(x, self.attention(self.norm(x)))
-        means = reduce(add, (self.summarize(piece, x.shape[1]) for piece in x.split(PIECE_LENGTH, dim=1)))
-        return map_pieces(lambda piece: self.update(piece, means), x, halo=self.halo)
+    def prepared(self) -> "GatedResidualAttention":
+        layer = copy.copy(self)
+        layer._dense = self.attention.query.in_features <= BLOCK_DIAGONAL_CHANNELS
+        return layer
 
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on, beside the means over all of them."""
-        return self.attention.halo
+    def summarize(self, x: Tensor) -> KeyValueSums:
+        return self.attention.summarize(self.norm.plain(x), self.norm)[0]
 
-    def summarize(self, x: Tensor, n_frames: int) -> KeyValueMeans:
-        """Return what some frames (batch, some frames, n_channels) add to the means over all `n_frames`."""
-        return self.attention.summarize(self.norm(x), n_frames)
+    def given(self, summary: KeyValueSums) -> Given:
+        attend = self.attention.given(summary, self.norm, self._dense)
+        add = self._adding()
 
-    def update(self, x: Tensor, means: KeyValueMeans) -> Tensor:
-        """Return what `forward` gives for some frames, whose first and last `halo` need their neighbours."""
-        return self._add(x, self.attention.attend(self.norm(x), means))
+        def update(x: Tensor, first: int) -> Tensor:
+            plain = self.norm.plain(x)
+            return add(x, plain, attend(plain, None))
 
-    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        return update
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        plain = self.norm.plain(x)
+        if self.causal:
+            return self._adding()(x, plain, self.attention.step(plain, carry, self.norm))
+        return self._adding()(x, plain, self.attention(plain, self.norm))
+
+    def _adding(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        gate = None
         if self.gate is not None:
-            attended = torch.sigmoid(self.gate(x)) * attended
-        return x + attended
+            norm, linear = self.gate
+            assert isinstance(norm, FrameNorm)
+            assert isinstance(linear, nn.Linear)
+            gate = norm.into(linear.weight, linear.bias)
+
+        def add(x: Tensor, plain: Tensor, attended: Tensor) -> Tensor:
+            residual = x + x if self.repeat_input else x
+            if gate is None:
+                return residual + attended.to(x.dtype)
+            return torch.addcmul(residual, attended.to(x.dtype), F.linear(plain, *gate).sigmoid().to(x.dtype))
+
+        return add

@@ -4,58 +4,78 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flasepformer.layers.layer import Carry, Layer
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+
+def depthwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int | None = None
+) -> Tensor:
     """Filter every channel over time with a kernel of its own.
 
-    The same numbers as `F.conv1d` of the transposed input with half the kernel as padding and one group per
-    channel, several times faster on a CPU: seen as a channels-last image, the input needs no copy, and oneDNN
-    has better kernels for images. An image one row high is computed fastest, one a column wide has the faster
-    gradients.
+    The same numbers as `F.conv1d` of the transposed input with one group per channel, several times faster on
+    a CPU: seen as a channels-last image, the input needs no copy, and oneDNN has better kernels for images.
+    An image one row high is computed fastest, one a column wide has the faster gradients.
 
     Args:
         x: (batch, frames, channels).
-        weight: (channels, 1, kernel_size), kernel_size odd.
+        weight: (channels, 1, kernel_size).
         bias: (channels,).
         stride: Frames from one output frame to the next.
+        padding: Zeros on either side; by default half the kernel, whose size is odd then.
 
     Returns:
         (batch, ceil(frames / stride), channels).
     """
-    time_axis, other_axis = (1, 2) if torch.is_grad_enabled() else (2, 1)
-    padding = weight.shape[-1] // 2
-    image = x.unsqueeze(other_axis).permute(
-        0, 3, 1, 2
-    )  # (batch, channels, frames, 1) or the last two swapped
+    column = torch.is_grad_enabled()
+    padding = weight.shape[-1] // 2 if padding is None else padding
+    image = x.unsqueeze(2 if column else 1).permute(0, 3, 1, 2)  # (batch, channels, frames, 1), or swapped
     filtered = F.conv2d(
         image,
-        weight.unsqueeze(other_axis + 1),
+        weight.unsqueeze(3 if column else 2),
         bias,
-        stride=(stride, 1) if time_axis == 1 else (1, stride),
-        padding=(padding, 0) if time_axis == 1 else (0, padding),
+        stride=(stride, 1) if column else (1, stride),
+        padding=(padding, 0) if column else (0, padding),
         groups=x.shape[-1],
     )
-    return filtered.permute(0, 2, 3, 1).squeeze(other_axis)
+    return filtered.permute(0, 2, 3, 1).squeeze(2 if column else 1)
 
 
-class DepthwiseConv(nn.Module):
+def with_past(x: Tensor, n_frames: int, carry: Carry | None, name: str = "frames") -> Tensor:
+    """Return (batch, frames, ...) with `n_frames` frames before it: those of the stream, or zeros."""
+    if carry is not None:
+        return carry.before(name, x, n_frames)
+    return torch.cat([x.new_zeros(x.shape[0], n_frames, *x.shape[2:]), x], dim=1)
+
+
+class DepthwiseConv(Layer):
     """`depthwise_conv` with its parameters.
 
     Args:
         n_channels: Channels, each with its own kernel.
         kernel_size: Frames under the kernel, odd.
         stride: Frames from one output frame to the next.
+        causal: Look back only: the last frame under the kernel is that of the output, or with a stride the
+            last one before the next output.
+        n_repeats: Groups of channels that have the same kernels.
 
-    Shape: (batch, frames, n_channels) to (batch, ceil(frames / stride), n_channels).
+    Shape: (batch, frames, n_channels * n_repeats) to (batch, ceil(frames / stride), n_channels * n_repeats).
     """
 
-    def __init__(self, n_channels: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(
+        self, n_channels: int, kernel_size: int, stride: int = 1, *, causal: bool = False, n_repeats: int = 1
+    ) -> None:
         super().__init__()
-        self.padding = kernel_size // 2
-        self.stride = stride
+        self.stride, self.causal, self.n_repeats = stride, causal, n_repeats
+        self.halo = kernel_size - stride if causal else kernel_size // 2
         bound = kernel_size**-0.5
         self.weight = nn.Parameter(torch.empty(n_channels, 1, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n_channels).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv(x, self.weight, self.bias, self.stride)
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.n_repeats > 1:
+            weight, bias = weight.repeat(self.n_repeats, 1, 1), bias.repeat(self.n_repeats)
+        if self.causal:
+            return depthwise_conv(with_past(x, self.halo, carry), weight, bias, self.stride, padding=0)
+        return depthwise_conv(x, weight, bias, self.stride)

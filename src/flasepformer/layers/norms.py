@@ -1,37 +1,39 @@
 """Normalisations of features whose channels come last; always computed in at least single precision."""
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
+from torch.nn import functional as F
+
+from flasepformer.layers.layer import Carry, Given, GlobalLayer
 
 
-class GlobalNorm(nn.Module):
-    """Normalise a recording by the mean and variance of all its features, then scale each channel.
+class FrameNorm(nn.Module, ABC):
+    """A normalisation of single frames, whose gain a projection may take over."""
 
-    The same as `nn.GroupNorm(1, n_channels)` with the channels last, but exact for long recordings too:
-    PyTorch's own sums for this layout on a CPU drift by percents within a quarter of an hour.
+    @abstractmethod
+    def plain(self, x: Tensor) -> Tensor:
+        """Normalise (..., channels) without gain and offset."""
 
-    Args:
-        n_channels: Feature channels.
-        eps: Added to the variance.
-
-    Shape: (batch, frames, bins, n_channels), in and out.
-    """
-
-    def __init__(self, n_channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(n_channels))
-        self.bias = nn.Parameter(torch.zeros(n_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = _at_least_float32(x)
-        variance, mean = torch.var_mean(wide, dim=(1, 2, 3), correction=0, keepdim=True)
-        gain = (variance + self.eps).rsqrt() * self.weight
-        return torch.addcmul(self.bias - mean * gain, wide, gain).to(x.dtype)
+    @abstractmethod
+    def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a projection of `plain` that equals that of the whole normalisation."""
 
 
-class RMSGroupNorm(nn.Module):
+class LayerNorm(nn.LayerNorm, FrameNorm):
+    """`nn.LayerNorm` over the channels; see `FrameNorm`."""
+
+    def plain(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, eps=self.eps)
+
+    def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return weight * self.weight, torch.addmv(bias, weight, self.bias)
+
+
+class RMSGroupNorm(FrameNorm):
     """Divide groups of channels by their root mean square, frame by frame, then scale each channel.
 
     Args:
@@ -51,10 +53,105 @@ class RMSGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        return (self._normalized(x) * self.weight).to(x.dtype)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return self._normalized(x).to(x.dtype)
+
+    def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return weight * self.weight, bias
+
+    def _normalized(self, x: Tensor) -> Tensor:
         groups = _at_least_float32(x).unflatten(-1, (self.n_groups, -1))
         root_mean_square = vector_norm(groups, dim=-1, keepdim=True) / groups.shape[-1] ** 0.5
-        return ((groups / (root_mean_square + self.eps)).flatten(-2) * self.weight).to(x.dtype)
+        return (groups / (root_mean_square + self.eps)).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of each recording's features over some frames; those of all add up."""
+
+    count: int
+    """Numbers in each recording."""
+    mean: Tensor
+    """(batch,), as `widest` has it."""
+    squares: Tensor
+    """(batch,), sum of the squared distances from the mean, as `widest` has it."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Moments":
+        """Measure features (batch, some frames, ...)."""
+        wide = _at_least_float32(x).flatten(1)
+        variance, mean = torch.var_mean(wide, dim=1, correction=0)
+        count = wide.shape[1]
+        return cls(count, widest(mean), widest(variance) * count)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        # Chan et al. (1979): no large sums are subtracted from each other.
+        count = self.count + other.count
+        difference, share = other.mean - self.mean, other.count / count
+        squares = self.squares + other.squares + difference**2 * (self.count * share)
+        return Moments(count, self.mean + difference * share, squares)
+
+
+class GlobalNorm(GlobalLayer):
+    """Normalise a recording by the mean and variance of all its features, then scale each channel.
+
+    The same as `nn.GroupNorm(1, n_channels)` with the channels last, but exact for long recordings too:
+    PyTorch's own sums for this layout on a CPU drift by percents within a quarter of an hour.
+
+    Args:
+        n_channels: Feature channels.
+        eps: Added to the variance.
+        causal: Normalise every frame by the features up to it.
+
+    Shape: (batch, frames, ..., n_channels), in and out.
+    """
+
+    def __init__(self, n_channels: int, eps: float = 1e-5, causal: bool = False) -> None:
+        super().__init__()
+        self.eps = eps
+        self.causal = causal
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+
+    def summarize(self, x: Tensor) -> Moments:
+        return Moments.of(x)
+
+    def given(self, summary: Moments) -> Given:
+        scale = torch.rsqrt(summary.squares / summary.count + self.eps)
+        return lambda x, first: self._normalize(x, scale, summary.mean)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return self._cumulative(x, carry) if self.causal else super().forward(x)
+
+    def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
+        wide = widest(x.flatten(2))
+        sums = torch.stack(
+            [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2
+        )
+        total = sums.cumsum(1)  # (batch, frames, 3)
+        if carry is not None:
+            past = carry.load("sums")
+            total = total if past is None else total + past.unsqueeze(1)
+            carry.save("sums", total[:, -1].clone())
+        mean, square = (total[..., :2] / total[..., 2:]).unbind(-1)
+        scale = torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
+        return self._normalize(x, scale, mean)
+
+    def _normalize(self, x: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+        """Normalise by a scale and a mean for every recording, or every frame."""
+        wide = _at_least_float32(x)
+        scale, shift = (t.reshape(*t.shape, *[1] * (x.ndim - t.ndim)) for t in (scale, -mean * scale))
+        gain = (self.weight * scale).to(wide.dtype)
+        offset = (self.weight * shift + self.bias).to(wide.dtype)
+        return torch.addcmul(offset, wide, gain).to(x.dtype)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def widest(x: Tensor) -> Tensor:
+    """Return a tensor in float64, or in float32 on a device that has no wider type (MPS)."""
+    return x.float() if x.is_mps else x.double()

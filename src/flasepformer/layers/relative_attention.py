@@ -63,7 +63,12 @@ class RelativeAttention(nn.Module):
 
 
 def relative_attention(
-    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    dropout: float = 0.0,
+    block_length: int = QUERY_BLOCK,
 ) -> Tensor:
     """Average the values with weights softmax_j((q_i . k_j + q_i . r_(i-j)) / sqrt(head_dim)).
 
@@ -76,6 +81,7 @@ def relative_attention(
         value: Same shape as `query`.
         positions: (2 frames, head_dim), the vectors r for distances i - j from frames - 1 down to -frames.
         dropout: Share of the weights that is dropped.
+        block_length: Queries whose scores exist at a time.
 
     Returns:
         (batch, heads, frames, head_dim).
@@ -84,16 +90,21 @@ def relative_attention(
     # Without gradients, a CPU takes one head at a time: faster, and a fraction of the memory.
     n_at_once = 1 if query.is_cpu and not torch.is_grad_enabled() else query.shape[0] * query.shape[1]
     heads = (x.flatten(0, 1).unsqueeze(1).split(n_at_once) for x in (scaled, key, value))
-    attended = torch.cat([_attend(q, k, v, positions, dropout) for q, k, v in zip(*heads, strict=True)])
+    attended = torch.cat(
+        [_attend(q, k, v, positions, dropout, block_length) for q, k, v in zip(*heads, strict=True)]
+    )
     return attended.squeeze(1).unflatten(0, query.shape[:2])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, positions: Tensor, dropout: float) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, positions: Tensor, dropout: float, block_length: int
+) -> Tensor:
     """Do the work of `relative_attention` with queries that are scaled already, block by block."""
     n_frames = key.shape[-2]
     blocks = []
-    for start in range(0, n_frames, QUERY_BLOCK):
-        block = query[..., start : start + QUERY_BLOCK, :]
+    free = torch.compiler.is_compiling()  # an exported network does not know how many blocks there are
+    for start in (0,) if free else range(0, n_frames, block_length):
+        block = query if free else query[..., start : start + block_length, :]
         in_reach = positions[n_frames - start - block.shape[-2] : 2 * n_frames - start]
         scores = _by_key(block @ in_reach.mT, n_frames)
         blocks.append(

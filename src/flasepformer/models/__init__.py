@@ -11,6 +11,7 @@ from flasepformer.models.checkpoints import (
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.hub import HubError, download_model, push_to_hub
 from flasepformer.models.multiply_adds import multiply_adds
+from flasepformer.models.network import SeparationNetwork, separate
 from flasepformer.models.published import (
     LicenceNotAccepted,
     PublishedError,
@@ -36,6 +37,7 @@ __all__ = [
     "PublishedScore",
     "SepReformer",
     "SepReformerConfig",
+    "SeparationNetwork",
     "TFLocoformer",
     "TFLocoformerConfig",
     "convert_checkpoint",
@@ -52,4 +54,5 @@ __all__ = [
     "published_models",
     "push_to_hub",
     "save_model",
+    "separate",
 ]

@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.layouts import LAYOUTS
+from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.registry import (
     DEFAULT_MODEL,
     FAMILIES,
@@ -57,12 +58,14 @@ class _Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class _Checkpoint:
-    model: nn.Module
+    model: SeparationNetwork
     info: ModelInfo
     origin: _Origin | None = None
 
 
-def load_model(name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool = False) -> nn.Module:
+def load_model(
+    name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool = False
+) -> SeparationNetwork:
     """Load a model, ready to separate (in eval mode, float32, on the CPU).
 
     Args:
@@ -89,7 +92,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool
 
 def load_described_model(
     name_or_path: str | Path = DEFAULT_MODEL, *, accept_licence: bool = False
-) -> tuple[nn.Module, ModelInfo]:
+) -> tuple[SeparationNetwork, ModelInfo]:
     """Load a model and what is known of it; takes and raises the same as `load_model`."""
     name = str(name_or_path)
     if name in registered_names():
@@ -120,7 +123,7 @@ def shipped_names() -> list[str]:
 
 
 def save_model(
-    model: nn.Module,
+    model: SeparationNetwork,
     folder: str | Path,
     info: Mapping[str, Any] | None = None,
     *,
@@ -210,7 +213,7 @@ def _write_published(checkpoint: _Checkpoint, folder: Path, layout_name: str) ->
 
 
 def _write_own(
-    model: nn.Module, folder: Path, extra: Mapping[str, Any], dtype: torch.dtype = torch.float32
+    model: SeparationNetwork, folder: Path, extra: Mapping[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
     family = next(name for name, (_, network) in FAMILIES.items() if isinstance(model, network))
     folder.mkdir(parents=True, exist_ok=True)
@@ -356,13 +359,13 @@ def _build_config(config_class: type[Any], fields: Mapping[str, Any], path: Path
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _build_empty(family: str, config: Any) -> nn.Module:
+def _build_empty(family: str, config: Any) -> SeparationNetwork:
     """Build a network without allocating it: its weights may turn out not to fit."""
     with torch.device("meta"):
         return FAMILIES[family][1](config)
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _fill(model: SeparationNetwork, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put the weights, checked before, into their network, ready to separate."""
     not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if not_finite:
@@ -372,7 +375,9 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     model.requires_grad_(True).eval()
 
 
-def _describe(model: nn.Module, family: str, config: Any, name: str, info: Mapping[str, Any]) -> ModelInfo:
+def _describe(
+    model: SeparationNetwork, family: str, config: Any, name: str, info: Mapping[str, Any]
+) -> ModelInfo:
     counted = info.get("giga_multiply_adds")
     return ModelInfo(
         name=name,

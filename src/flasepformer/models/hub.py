@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, save_model
 from flasepformer.models.errors import CheckpointError
+from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.registry import count_parameters
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def download_model(repo_id: str, revision: str | None = None) -> Path:
 
 
 def push_to_hub(
-    model: nn.Module,
+    model: SeparationNetwork,
     repo_id: str,
     *,
     info: Mapping[str, Any] | None = None,

@@ -10,8 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from flasepformer.models.network import SeparationNetwork
 
-def multiply_adds(model: nn.Module, seconds: float) -> int:
+
+def multiply_adds(model: SeparationNetwork, seconds: float) -> int:
     """Count the multiply-adds that separating one recording takes.
 
     Those of matrix products, convolutions, attention and recurrent layers count; element-wise work,
@@ -32,8 +34,7 @@ def multiply_adds(model: nn.Module, seconds: float) -> int:
         }
         for name, buffer in model.named_buffers():
             weights[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-        mixture = torch.empty(1, round(seconds * int(model.sample_rate)))  # type: ignore[arg-type]
-        # With gradients on, a network takes everything at once; in pieces it would compute their halos twice.
+        mixture = torch.empty(1, round(seconds * model.sample_rate))
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         with torch.inference_mode(False), torch.enable_grad(), counter:
             functional_call(model, weights, (mixture,))

@@ -6,15 +6,15 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 
+from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
 from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
 
 DEFAULT_MODEL = "default"
 """Name of the trained model that comes with the package."""
 
-FAMILIES: dict[str, tuple[type[Any], type[nn.Module]]] = {
+FAMILIES: dict[str, tuple[type[Any], type[SeparationNetwork]]] = {
     "sepreformer": (SepReformerConfig, SepReformer),
     "tflocoformer": (TFLocoformerConfig, TFLocoformer),
 }
@@ -83,9 +83,9 @@ _PUBLISHED: tuple[tuple[str, str, dict[str, dict[str, Any]], dict[str, Any]], ..
 
 
 _MULTIPLY_ADDS = {
-    "fla-sepreformer-t": 5.63, "fla-sepreformer-b": 21.63, "fla-sepreformer-l": 84.87,
-    "sepreformer-t": 6.21, "sepreformer-s": 11.82, "sepreformer-b": 21.89, "sepreformer-m": 43.04,
-    "sepreformer-l": 81.72,
+    "fla-sepreformer-t": 5.47, "fla-sepreformer-b": 21.31, "fla-sepreformer-l": 84.11,
+    "sepreformer-t": 6.06, "sepreformer-s": 11.52, "sepreformer-b": 21.57, "sepreformer-m": 42.39,
+    "sepreformer-l": 80.97,
     "fla-tflocoformer-s": 43.86, "fla-tflocoformer-m": 130.13, "fla-tflocoformer-l": 195.16,
     "tflocoformer-s": 53.50, "tflocoformer-m": 140.79, "tflocoformer-l": 211.16,
 }  # fmt: skip
@@ -119,7 +119,7 @@ def registered_names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
-def build_model(name: str) -> nn.Module:
+def build_model(name: str) -> SeparationNetwork:
     """Build a published model with random weights.
 
     Args:
@@ -156,6 +156,6 @@ def registered_info(name: str) -> ModelInfo:
     )
 
 
-def count_parameters(model: nn.Module) -> int:
+def count_parameters(model: SeparationNetwork) -> int:
     """Count the trainable parameters that separation needs, which leaves out the auxiliary heads."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary_"))

@@ -6,24 +6,32 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: focused linear attention and its gate.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.layers import (
+    Carry,
     DepthwiseConv,
     FocusedLinearAttention,
     GatedResidualAttention,
+    Given,
+    GlobalLayer,
+    GlobalNorm,
+    Join,
+    Layer,
+    LayerNorm,
+    Moments,
     RelativeAttention,
     RelativePositions,
 )
-from flasepformer.models.long_form import FrameMemory
-from flasepformer.models.long_sepreformer import LongPass
-from flasepformer.ops import map_pieces, overlap_add
+from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.running import Performer, Whole
 
 Attention = Literal["focused_linear", "linear", "softmax"]
 """Kinds of attention over the frames of a recording."""
@@ -33,6 +41,16 @@ NORM_EPS = 1e-8
 
 DOWNSAMPLING_KERNEL = 5
 """Frames under the kernel that halves the frame rate between two stages."""
+
+PIECE_SIZE = 1 << 19
+"""Numbers in a piece of all talkers' features: few enough for the cache, many enough that the single
+operations take much longer than it takes to start them."""
+
+ACCELERATOR_PIECE_SIZE = 1 << 24
+"""The same on other devices, which take longer to start an operation and less to do it."""
+
+PIECE_LENGTH = 2048
+"""Frames that a piece has at least, so that its halo does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +109,8 @@ class SepReformerConfig:
     them zero."""
     normalize_variance: bool = False
     """Divide the mixture by its standard deviation and give it back to the estimates."""
+    causal: bool = False
+    """Let no frame depend on a later one, so that the network can be played live."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -100,21 +120,13 @@ class SepReformerConfig:
             "local_kernel_size": (1, 1025), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
             "max_distance": (1, 65_536),
         }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        flags = ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance", "causal")
+        check_fields(self, bounds, flags, {"attention": get_args(Attention)})
         for name in ("local_kernel_size", "value_kernel_size"):
             if getattr(self, name) % 2 == 0 and getattr(self, name) > 0:
                 raise ValueError(
                     f"{name} must be odd, so that nothing shifts in time, got {getattr(self, name)}"
                 )
-        if self.attention not in get_args(Attention):
-            kinds = ", ".join(get_args(Attention))
-            raise ValueError(f"attention must be one of {kinds}, got {self.attention!r}")
-        for name in ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.n_channels % self.n_heads:
             raise ValueError(
                 f"n_channels must be a multiple of n_heads, got {self.n_channels} and {self.n_heads}"
@@ -123,13 +135,18 @@ class SepReformerConfig:
             raise ValueError(
                 f"hop_length must not exceed filter_length, got {self.hop_length} and {self.filter_length}"
             )
+        if self.causal and (self.attention == "softmax" or self.normalize_variance):
+            raise ValueError(
+                "a causal network has linear attention and takes the mixture at the level it has; set "
+                'attention to "focused_linear" and normalize_variance to false'
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 < self.layer_scale <= 1:
             raise ValueError(f"layer_scale must be above 0 and at most 1, got {self.layer_scale}")
 
 
-class SepReformer(nn.Module):
+class SepReformer(SeparationNetwork):
     """Separate the talkers of a mixture; cost and memory grow linearly with its length.
 
     With softmax attention the memory does, while the time grows with the square of the length.
@@ -137,35 +154,90 @@ class SepReformer(nn.Module):
     Args:
         config: Sizes of the network.
 
-    Shape: mixture (batch, time) to estimates (batch, source, time), of any length from one sample on.
-
-    Raises:
-        ValueError: If the mixture is not a floating-point tensor of two axes with at least one sample.
-
     References: Shin et al. (NeurIPS 2024), figure 2; Wang et al. (Interspeech 2025), figure 1.
     """
 
     def __init__(self, config: SepReformerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        self.config: SepReformerConfig = config
+        self.window_length, self.features = config.filter_length, (config.n_filters,)
+        self.lead = config.filter_length - config.hop_length if config.causal else 0
+        self.frames_per_step = 2**config.n_stages
+        self.in_pieces = config.attention != "softmax"
         self.encoder = nn.Conv1d(1, config.n_filters, config.filter_length, config.hop_length, bias=False)
-        self.feature_norm = nn.GroupNorm(1, config.n_filters, eps=NORM_EPS)
-        self.feature_projection = nn.Linear(config.n_filters, config.n_channels, bias=False)
+        self.feature_norm = GlobalNorm(config.n_filters, NORM_EPS, config.causal)
+        self.feature_projection = Projection(config.n_filters, config.n_channels, bias=False)
         self.positions = (
             RelativePositions(config.max_distance, config.n_channels // config.n_heads)
             if config.attention == "softmax"
             else None
         )
         rates = [2**i for i in range(config.n_stages + 1)]  # frames per frame of the bottleneck
-        self.encoder_stages = nn.ModuleList(EncoderStage(config, rate) for rate in rates[:0:-1])
-        self.bottleneck = Blocks(encoder_blocks(config, rates[0]))
+        self.encoder_stages: Modules[EncoderStage] = Modules(
+            EncoderStage(config, rate, self.positions) for rate in rates[:0:-1]
+        )
+        self.bottleneck = Blocks(encoder_blocks(config, rates[0], self.positions))
         self.source_split = SourceSplit(config)
-        self.decoder_stages = nn.ModuleList(DecoderStage(config, rate) for rate in rates[1:])
+        self.decoder_stages: Modules[DecoderStage] = Modules(
+            DecoderStage(config, rate, self.positions) for rate in rates[1:]
+        )
         self.output = OutputLayer(config)
         self.decoder = waveform_decoder(config)
         n_heads = config.n_stages if config.auxiliary_heads else 0
-        self.auxiliary_outputs = nn.ModuleList(OutputLayer(config) for _ in range(n_heads))
-        self.auxiliary_decoders = nn.ModuleList(waveform_decoder(config) for _ in range(n_heads))
+        self.auxiliary_outputs: Modules[OutputLayer] = Modules(OutputLayer(config) for _ in range(n_heads))
+        self.auxiliary_decoders: Modules[nn.ConvTranspose1d] = Modules(
+            waveform_decoder(config) for _ in range(n_heads)
+        )
+
+    def flow(self, run: Performer[X], frames: X) -> X:
+        split = (self.source_split, self.source_split.norm)
+        x = run.through(frames, self.feature_norm, self.feature_projection)
+        x = run.fill(x, self.frames_per_step)
+        skips = []
+        for stage in self.encoder_stages:
+            x = run.keep(run.through(x, *stage.blocks.layers()))
+            skips.append(run.through(x, *split))
+            x = run.through(x, stage.downsample, stage.downsample_norm, GELU)
+        x = run.through(x, *self.bottleneck.layers(), *split)
+        for upper in self.decoder_stages:
+            run.tap(x)
+            x = run.through(run.join(upper.fusion, x, skips.pop()), *upper.blocks.layers())
+        x = run.cut(x, frames)
+        if self.config.masking:
+            return run.join(Masking(self.decoder), frames, run.through(x, self.output))
+        return run.through(x, Synthesis(self.output, self.decoder))
+
+    def analyse(self, windows: Tensor) -> Tensor:
+        frames = windows.unfold(-1, self.window_length, self.hop_length)
+        return F.gelu(frames @ self.encoder.weight.squeeze(1).mT)  # (batch, frames, filters)
+
+    def n_frames(self, n_samples: int) -> int:
+        if self.causal:  # whole steps, until the last window that has a sample of the recording
+            n_frames = -(-(n_samples + self.lead) // self.hop_length)
+            return n_frames + -n_frames % self.frames_per_step
+        beyond = max(n_samples - self.window_length, 0)
+        # Differs from the paper: by default the last hop is padded; else its samples come out as zeros.
+        n_hops = -(-beyond // self.hop_length) if self.config.pad_end else beyond // self.hop_length
+        return n_hops + 1
+
+    def piece_length(self, device: torch.device) -> int:
+        size = PIECE_SIZE if device.type == "cpu" else ACCELERATOR_PIECE_SIZE
+        return max(size // (self.config.n_channels * self.n_sources), PIECE_LENGTH)
+
+    def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
+        return (moments.squares / moments.count).sqrt()
+
+    def forward_with_auxiliary(self, mixture: Tensor) -> tuple[Tensor, list[Tensor]]:
+        frames, close = self.open(mixture)
+        run = Whole(recompute=self.recompute)
+        estimates = close(self.flow(run, frames))
+        auxiliaries = []
+        for output, decoder, branch in zip(
+            self.auxiliary_outputs, self.auxiliary_decoders, run.taps, strict=False
+        ):
+            masks = resize_frames(output(branch), frames.shape[1])
+            auxiliaries.append(close(Masking(decoder).join(frames, masks)))
+        return estimates, auxiliaries
 
     @torch.no_grad()
     def initialize_fourier(self) -> None:
@@ -199,347 +271,161 @@ class SepReformer(nn.Module):
             if config.masking:
                 output.get_parameter("2.bias").fill_(1 / config.n_sources)
 
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate of mixture and estimates in Hz."""
-        return self.config.sample_rate
-
-    @property
-    def n_sources(self) -> int:
-        """Number of estimates for each mixture."""
-        return self.config.n_sources
-
-    def forward(self, mixture: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled():
-            return self._separate(mixture, auxiliary=False)[0]
-        return self.separate_in_pieces(mixture)
-
-    def forward_with_auxiliary(self, mixture: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Separate, and let the auxiliary heads separate too, for the multi-stage loss.
-
-        Args:
-            mixture: (batch, time).
-
-        Returns:
-            The estimates (batch, source, time), and those of every auxiliary head, coarsest stage first.
-        """
-        return self._separate(mixture, auxiliary=True)
-
-    @torch.no_grad()
-    def separate_in_pieces(
-        self,
-        mixture: Tensor,
-        memory: FrameMemory | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        """Separate a recording of any length in pieces of time, with the numbers of the whole.
-
-        Args:
-            mixture: (batch, time).
-            memory: Room for what is kept of the recording between two sweeps over it; by default without
-                limit.
-            progress: Told the share that is done, from 0 to 1, after every piece.
-
-        Returns:
-            The estimates (batch, source, time), as the whole at once gives them in eval mode. With softmax
-            attention the memory is linear in the length too, but the time is not.
-        """
-        normalized, deviation = self._normalize(mixture)
-        long_pass = LongPass(self, self._pad(normalized), memory or FrameMemory(), progress)
-        return self._trim(long_pass.run(), mixture.shape[-1]) * deviation
-
-    def _separate(self, mixture: Tensor, auxiliary: bool) -> tuple[Tensor, list[Tensor]]:
-        normalized, deviation = self._normalize(mixture)
-        n_samples = mixture.shape[-1]
-        encoded = self.encode(self._pad(normalized))  # (batch, frames, filters)
-        branches = self._branches(encoded)
-        estimates = self._decode(
-            self.output, self.decoder, branches[-1], encoded, n_samples, self.config.masking
-        )
-        heads = (
-            zip(self.auxiliary_outputs, self.auxiliary_decoders, branches[:-1], strict=False)
-            if auxiliary
-            else ()
-        )
-        auxiliaries = [
-            self._decode(output, decoder, branch, encoded, n_samples, masking=True) * deviation
-            for output, decoder, branch in heads
-        ]
-        return estimates * deviation, auxiliaries
-
-    def _normalize(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
-        """Check the mixture; return it with unit variance if that is wanted, and what it was divided by."""
-        if mixture.ndim != 2 or mixture.shape[-1] == 0 or not mixture.is_floating_point():
-            raise ValueError(
-                "mixture must be floating point (batch, time) with at least one sample, "
-                f"got {tuple(mixture.shape)} of {mixture.dtype}; add a batch axis with mixture[None]"
-            )
-        if not self.config.normalize_variance:
-            return mixture, mixture.new_ones(())
-        deviation = mixture.std(dim=-1, correction=0, keepdim=True).unsqueeze(1)  # (batch, 1, 1)
-        # No deviation: a constant, or one sample.
-        return mixture / torch.where(deviation > 0, deviation, 1)[:, 0], deviation
-
-    def _pad(self, mixture: Tensor) -> Tensor:
-        """Pad (batch, time) to whole frames; a very short mixture to one filter."""
-        beyond = mixture.shape[-1] - self.config.filter_length
-        # Differs from the paper: by default the last hop is padded; else its samples come out as zeros.
-        missing = -beyond if beyond < 0 else -beyond % self.config.hop_length * self.config.pad_end
-        return F.pad(mixture, (0, missing))
-
-    def _trim(self, waveforms: Tensor, n_samples: int) -> Tensor:
-        """Turn (batch * source, time of the frames) into (batch, source, n_samples)."""
-        waveforms = waveforms[:, :n_samples]
-        waveforms = F.pad(waveforms, (0, n_samples - waveforms.shape[-1]))
-        return waveforms.unflatten(0, (-1, self.config.n_sources))
-
-    def encode(self, mixture: Tensor) -> Tensor:
-        """Turn whole frames (batch, time) into the encoder's output (batch, frames, filters)."""
-        frames = mixture.unfold(-1, self.config.filter_length, self.config.hop_length)
-        return F.gelu(frames @ self.encoder.weight.squeeze(1).mT)
-
-    def _branches(self, encoded: Tensor) -> list[Tensor]:
-        """Return the talkers' features before each decoder stage and after the last.
-
-        Each is (batch * source, frames, channels), coarsest first.
-        """
-        x = self.feature_projection(self.feature_norm(encoded.mT).mT)  # (batch, frames, channels)
-        n_frames = x.shape[1]
-        x = F.pad(x, (0, 0, 0, -n_frames % 2**self.config.n_stages))
-        n_coarse = x.shape[1] // 2**self.config.n_stages  # frames of the bottleneck
-        positions = None if self.positions is None else self.positions(n_coarse)
-        skips = []
-        for encoder_stage in self.encoder_stages:
-            skip, x = encoder_stage(x, positions)
-            skips.append(self.source_split(skip))
-        branches = [self.source_split(self.bottleneck(x, positions))]
-        for decoder_stage in self.decoder_stages:
-            branches.append(decoder_stage(branches[-1], skips.pop(), positions))
-        branches[-1] = branches[-1][:, :n_frames]
-        return branches
-
-    def _decode(
-        self,
-        output: nn.Module,
-        decoder: nn.Module,
-        branch: Tensor,
-        encoded: Tensor,
-        n_samples: int,
-        masking: bool,
-    ) -> Tensor:
-        """Turn the talkers' features into waveforms, (batch, source, time)."""
-        n_sources, n_frames = self.config.n_sources, encoded.shape[1]
-        synthesis = decoder.get_parameter("weight").squeeze(1)  # (filters, window)
-        if masking:  # the masks at the branch's own resolution: to repeat them comes cheaper
-            masks = resize_frames(F.relu(output(branch)), n_frames).unflatten(0, (-1, n_sources))
-            windows = (masks * encoded.unsqueeze(1)).flatten(0, 1) @ synthesis
-        else:
-            windows = map_pieces(lambda piece: output(piece) @ synthesis, branch)
-        return self._trim(overlap_add(windows, self.config.hop_length), n_samples)
-
 
 def waveform_decoder(config: SepReformerConfig) -> nn.ConvTranspose1d:
     """Return the synthesis filters: (batch, filters, frames) to (batch, 1, time)."""
     return nn.ConvTranspose1d(config.n_filters, 1, config.filter_length, config.hop_length, bias=False)
 
 
-def encoder_blocks(config: SepReformerConfig, rate: int) -> list[nn.Module]:
-    """Return the global and local blocks of one resolution, in order; `rate` as in `GlobalBlock`."""
-    pairs = ([GlobalBlock(config, rate), LocalBlock(config)] for _ in range(config.n_encoder_blocks))
+class Projection(nn.Linear, Layer):
+    """A linear layer of the channels; (batch, frames, channels), in and out."""
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.out_features)
+
+
+class Gelu(Layer):
+    """GELU of every number."""
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return F.gelu(x)
+
+
+GELU = Gelu()
+
+
+class Blocks(Modules[Block]):
+    """Blocks one after the other."""
+
+    def layers(self) -> Iterator[Layer]:
+        """Return the layers of all blocks, in order."""
+        for block in self:
+            yield from block.layers()
+
+
+def encoder_blocks(config: SepReformerConfig, rate: int, positions: RelativePositions | None) -> list[Block]:
+    """Return the global and local blocks of one resolution, in order; the rest as in `global_block`."""
+    pairs = (
+        [global_block(config, rate, positions), local_block(config)] for _ in range(config.n_encoder_blocks)
+    )
     return [block for pair in pairs for block in pair]
 
 
-def resize_frames(x: Tensor, n_frames: int) -> Tensor:
-    """Stretch (batch, frames, channels) to `n_frames` by repeating frames (nearest neighbour)."""
-    if x.shape[1] == n_frames:
-        return x
-    if x.shape[1] * 2 == n_frames:
-        return x.repeat_interleave(2, dim=1)
-    return F.interpolate(x.mT, size=n_frames).mT
-
-
-class Blocks(nn.ModuleList):
-    """Blocks one after the other; the global ones get the relative positions of softmax attention.
-
-    Shape: (batch, frames, channels), in and out.
-    """
-
-    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        for block in self:
-            x = block(x, positions) if isinstance(block, GlobalBlock) else block(x)
-        return x
-
-
-class EncoderStage(nn.Module):
-    """Blocks at one resolution, then half of it.
-
-    Shape: (batch, frames, channels) to itself processed, and (batch, frames / 2, channels).
-    """
-
-    def __init__(self, config: SepReformerConfig, rate: int) -> None:
-        super().__init__()
-        self.blocks = Blocks(encoder_blocks(config, rate))
-        self.downsample = DepthwiseConv(config.n_channels, DOWNSAMPLING_KERNEL, stride=2)
-        self.downsample_norm = FrameBatchNorm(config.n_channels)
-
-    def forward(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.blocks(x, positions)
-        return x, F.gelu(self.downsample_norm(self.downsample(x)))
-
-
-class DecoderStage(nn.Module):
-    """Join the talkers' features with a skip at twice the resolution, refine them, compare the talkers.
-
-    Shape: (batch * source, frames / 2, channels) and skip (batch * source, frames, channels) to the skip's
-    shape.
-    """
-
-    def __init__(self, config: SepReformerConfig, rate: int) -> None:
-        super().__init__()
-        self.fusion = nn.Linear(2 * config.n_channels, config.n_channels)
-        triples = (
-            [GlobalBlock(config, rate), LocalBlock(config), SourceBlock(config)]
-            for _ in range(config.n_decoder_blocks)
-        )
-        self.blocks = Blocks(block for triple in triples for block in triple)
-
-    def forward(self, x: Tensor, skip: Tensor, positions: Tensor | None) -> Tensor:
-        joined = torch.cat([resize_frames(x, skip.shape[1]), skip], dim=-1)
-        return self.blocks(self.fusion(joined), positions)
-
-
-class GlobalBlock(nn.Module):
-    """Attention over all frames of the recording, then a feed-forward network.
+def global_block(config: SepReformerConfig, rate: int, positions: RelativePositions | None) -> Block:
+    """Return attention over all frames of the recording, then a feed-forward network.
 
     Args:
         config: Sizes of the network, and the kind of attention.
         rate: Frames per frame of the bottleneck.
-
-    Shape: (batch, frames, channels), in and out; positions as `RelativePositions` gives them, for softmax
-    attention.
+        positions: For softmax attention.
     """
+    attention = (
+        linear_attention(config) if positions is None else PooledResidualAttention(config, rate, positions)
+    )
+    return Block({"attention": attention, "feed_forward": GatedConvFeedForward(config)})
 
-    def __init__(self, config: SepReformerConfig, rate: int) -> None:
+
+def local_block(config: SepReformerConfig) -> Block:
+    """Return a long convolution over neighbouring frames, then a feed-forward network."""
+    return Block({"convolution": ConvLocalAttention(config), "feed_forward": GatedConvFeedForward(config)})
+
+
+def source_block(config: SepReformerConfig) -> Block:
+    """Return attention across the talkers of one frame, then a feed-forward network."""
+    return Block({"attention": TalkerAttention(config), "feed_forward": GatedConvFeedForward(config)})
+
+
+class EncoderStage(nn.Module):
+    """Blocks at one resolution, then half of it."""
+
+    def __init__(self, config: SepReformerConfig, rate: int, positions: RelativePositions | None) -> None:
         super().__init__()
-        n_channels = config.n_channels
-        self.attention: Any
-        if config.attention == "softmax":
-            self.attention = PooledResidualAttention(config, rate)
-        else:
-            power = config.focusing_power if config.attention == "focused_linear" else 1
-            attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size)
-            gate_norm = nn.LayerNorm(n_channels) if config.gated else None
-            self.attention = GatedResidualAttention(
-                attention, n_channels, nn.LayerNorm(n_channels), gate_norm
-            )
-        self.feed_forward = GatedConvFeedForward(config)
-
-    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        x = self.attention(x) if positions is None else self.attention(x, positions)
-        return self.feed_forward(x)
+        self.blocks = Blocks(encoder_blocks(config, rate, positions))
+        self.downsample = DepthwiseConv(
+            config.n_channels, DOWNSAMPLING_KERNEL, stride=2, causal=config.causal
+        )
+        self.downsample_norm = FrameBatchNorm(config.n_channels)
 
 
-class PooledResidualAttention(nn.Module):
+class DecoderStage(nn.Module):
+    """Join the talkers' features with a skip at twice the resolution, refine them, compare the talkers."""
+
+    def __init__(self, config: SepReformerConfig, rate: int, positions: RelativePositions | None) -> None:
+        super().__init__()
+        self.fusion = Fusion(2 * config.n_channels, config.n_channels)
+        triples = (
+            [global_block(config, rate, positions), local_block(config), source_block(config)]
+            for _ in range(config.n_decoder_blocks)
+        )
+        self.blocks = Blocks(block for triple in triples for block in triple)
+
+
+def linear_attention(config: SepReformerConfig) -> GatedResidualAttention:
+    """Return linear attention with its gate and residual connection."""
+    n_channels, causal = config.n_channels, config.causal
+    power = config.focusing_power if config.attention == "focused_linear" else 1
+    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size, causal)
+    gate_norm = LayerNorm(n_channels) if config.gated else None
+    return GatedResidualAttention(attention, n_channels, LayerNorm(n_channels), gate_norm, causal=causal)
+
+
+@dataclass(frozen=True)
+class PooledFrames:
+    """All that softmax attention at the resolution of the bottleneck needs, or a part of it."""
+
+    parts: tuple[Tensor, ...]
+    """(batch, some frames of the bottleneck, channels) each, in their order."""
+
+    def __add__(self, other: "PooledFrames") -> "PooledFrames":
+        return PooledFrames((*self.parts, *other.parts))
+
+
+class PooledResidualAttention(GlobalLayer):
     """Residual softmax attention at the resolution of the bottleneck, gated at that of its input (EGA).
 
     Args:
         config: Sizes of the network.
         rate: Frames per frame of the bottleneck, which are averaged into one.
+        positions: Of the frames of the bottleneck.
 
-    Shape: (batch, frames, channels) and positions as `RelativePositions` gives them for the bottleneck's
-    frames, to (batch, frames, channels).
+    Shape: (batch, frames, channels), in and out; pieces begin and end with whole frames of the bottleneck
+    where they are summarized.
     """
 
-    def __init__(self, config: SepReformerConfig, rate: int) -> None:
+    def __init__(self, config: SepReformerConfig, rate: int, positions: RelativePositions) -> None:
         super().__init__()
         n_channels = config.n_channels
         self.rate = rate
-        self.norm = nn.LayerNorm(n_channels)
+        self.norm = LayerNorm(n_channels)
         self.attention = RelativeAttention(n_channels, config.n_heads, config.dropout)
         self.scale = LayerScale(config)
         self.gate = (
-            nn.Sequential(nn.LayerNorm(n_channels), nn.Linear(n_channels, n_channels))
-            if config.gated
-            else None
+            nn.Sequential(LayerNorm(n_channels), nn.Linear(n_channels, n_channels)) if config.gated else None
         )
+        self._positions = (positions,)  # in a tuple: their parameters are the network's
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        pooled = x.unflatten(1, (-1, self.rate)).mean(dim=2)
-        attended = self.scale(self.attention(self.norm(pooled), positions))
-        attended = attended.repeat_interleave(self.rate, dim=1)
-        if self.gate is not None:
-            attended = torch.sigmoid(self.gate(x)) * attended
-        return x + attended
+    def summarize(self, x: Tensor) -> PooledFrames:
+        return PooledFrames((x.unflatten(1, (-1, self.rate)).mean(dim=2),))
 
+    def given(self, summary: PooledFrames) -> Given:
+        pooled = torch.cat(summary.parts, dim=1)
+        attended = self.scale(self.attention(self.norm(pooled), self._positions[0](pooled.shape[1])))
 
-class LocalBlock(nn.Module):
-    """A long convolution over neighbouring frames, then a feed-forward network.
+        def update(x: Tensor, first: int) -> Tensor:
+            last = first + x.shape[1]
+            own = attended[:, first // self.rate : (last - 1) // self.rate + 1]
+            own = own.repeat_interleave(self.rate, dim=1)[:, first % self.rate :][:, : x.shape[1]]
+            if self.gate is None:
+                return x + own.to(x.dtype)
+            return torch.addcmul(x, own.to(x.dtype), self.gate(x).sigmoid().to(x.dtype))
 
-    Shape: (batch, frames, channels), in and out.
-    """
-
-    def __init__(self, config: SepReformerConfig) -> None:
-        super().__init__()
-        self.convolution = ConvLocalAttention(config)
-        self.feed_forward = GatedConvFeedForward(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward(self.convolution(x))
+        return update
 
 
-class SourceBlock(nn.Module):
-    """Attention across the talkers of one frame, then a feed-forward network.
-
-    Shape: (batch * source, frames, channels), in and out, the sources of one mixture next to each other.
-    """
-
-    def __init__(self, config: SepReformerConfig) -> None:
-        super().__init__()
-        self.n_sources = config.n_sources
-        self.attention = FrameAttention(config)
-        self.feed_forward = GatedConvFeedForward(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames = x.unflatten(0, (-1, self.n_sources)).transpose(1, 2)  # (batch, frames, source, channels)
-        attended = self.attention(frames).transpose(1, 2).flatten(0, 1)
-        return self.feed_forward(x + attended)
-
-
-class FrameAttention(nn.Module):
-    """Multi-head softmax attention over the few entries of one frame, without positions.
-
-    Shape: (batch, frames, entries, channels), in and out.
-    """
-
-    def __init__(self, config: SepReformerConfig) -> None:
-        super().__init__()
-        n_channels = config.n_channels
-        self.n_heads = config.n_heads
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(n_channels)
-        self.query = nn.Linear(n_channels, n_channels)
-        self.key = nn.Linear(n_channels, n_channels)
-        self.value = nn.Linear(n_channels, n_channels)
-        self.output = nn.Linear(n_channels, n_channels)
-        self.scale = LayerScale(config)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        query, key, value = (
-            layer(x).unflatten(-1, (self.n_heads, -1)) for layer in (self.query, self.key, self.value)
-        )
-        # Two or three entries: sums over products are far cheaper here than a batch of tiny matrix products.
-        scores = (query.unsqueeze(3) * key.unsqueeze(2)).sum(-1) / query.shape[
-            -1
-        ] ** 0.5  # (b, frames, query, key, heads)
-        weights = self.dropout(scores.softmax(dim=3))
-        attended = (
-            (weights.unsqueeze(-1) * value.unsqueeze(2)).sum(3).flatten(3)
-        )  # (batch, frames, entries, channels)
-        return self.scale(self.dropout(self.output(attended)))
-
-
-class GatedConvFeedForward(nn.Module):
+class GatedConvFeedForward(Layer):
     """Residual feed-forward network with a short convolution before its gate (GCFN).
 
     Shape: (batch, frames, channels), in and out.
@@ -548,27 +434,20 @@ class GatedConvFeedForward(nn.Module):
     def __init__(self, config: SepReformerConfig) -> None:
         super().__init__()
         hidden = config.feed_forward_expansion * config.n_channels
-        self.norm = nn.LayerNorm(config.n_channels)
+        self.norm = LayerNorm(config.n_channels)
         self.expand = nn.Linear(config.n_channels, 2 * hidden)
-        self.convolution = DepthwiseConv(2 * hidden, 3)
+        self.convolution = DepthwiseConv(2 * hidden, 3, causal=config.causal)
         self.dropout = nn.Dropout(config.dropout)
         self.contract = nn.Linear(hidden, config.n_channels)
         self.scale = LayerScale(config)
+        self.halo, self.causal, self.width = self.convolution.halo, config.causal, 2 * hidden
 
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return self.convolution.padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        return map_pieces(self._forward, x, halo=self.halo, width=self.expand.out_features)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.glu(self.convolution(self.expand(self.norm(x)))))
-        return x + self.scale(self.dropout(self.contract(hidden)))
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        hidden = F.glu(self.convolution(self.expand(self.norm(x)), carry))
+        return add_projected(x, self.dropout(hidden), self.contract, self.scale, self.dropout)
 
 
-class ConvLocalAttention(nn.Module):
+class ConvLocalAttention(Layer):
     """Residual gated convolution over neighbouring frames (CLA).
 
     Shape: (batch, frames, channels), in and out.
@@ -577,33 +456,67 @@ class ConvLocalAttention(nn.Module):
     def __init__(self, config: SepReformerConfig) -> None:
         super().__init__()
         n_channels = config.n_channels
-        self.norm = nn.LayerNorm(n_channels)
+        self.norm = LayerNorm(n_channels)
         self.gate = nn.Linear(n_channels, 2 * n_channels)
-        self.convolution = DepthwiseConv(n_channels, config.local_kernel_size)
+        self.convolution = DepthwiseConv(n_channels, config.local_kernel_size, causal=config.causal)
         self.expand = nn.Linear(n_channels, 2 * n_channels)
         self.batch_norm = FrameBatchNorm(2 * n_channels)
         self.contract = nn.Linear(2 * n_channels, n_channels)
         self.dropout = nn.Dropout(config.dropout)
         self.scale = LayerScale(config)
+        self.halo, self.causal = self.convolution.halo, config.causal
 
-    @property
-    def halo(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return self.convolution.padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:  # batch normalisation needs all frames
-            return self._forward(x)
-        return map_pieces(self._forward, x, halo=self.halo)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        local = self.convolution(F.glu(self.gate(self.norm(x))))
-        hidden = F.gelu(self.batch_norm(self.expand(local)))
-        return x + self.scale(self.dropout(self.contract(hidden)))
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        local = self.convolution(F.glu(self.gate(self.norm(x))), carry)
+        if self.training:
+            expanded = self.batch_norm(self.expand(local))
+        else:
+            expanded = F.linear(local, *self.batch_norm.into(self.expand.weight, self.expand.bias))
+        return add_projected(x, F.gelu(expanded), self.contract, self.scale, self.dropout)
 
 
-class SourceSplit(nn.Module):
-    """Give every talker a branch of its own.
+class TalkerAttention(Layer):
+    """Residual multi-head softmax attention over the talkers of one frame, without positions.
+
+    Shape: (batch * source, frames, channels), in and out, the sources of one mixture next to each other.
+    """
+
+    def __init__(self, config: SepReformerConfig) -> None:
+        super().__init__()
+        n_channels = config.n_channels
+        self.n_sources, self.n_heads, self.causal = config.n_sources, config.n_heads, config.causal
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = LayerNorm(n_channels)
+        self.query = nn.Linear(n_channels, n_channels)
+        self.key = nn.Linear(n_channels, n_channels)
+        self.value = nn.Linear(n_channels, n_channels)
+        self.output = nn.Linear(n_channels, n_channels)
+        self.scale = LayerScale(config)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        normalized = self.norm(x)
+        query, key, value = (
+            layer(normalized).unflatten(0, (-1, self.n_sources)).unflatten(-1, (self.n_heads, -1))
+            for layer in (self.query, self.key, self.value)
+        )  # (batch, source, frames, heads, head_dim)
+        scale = query.shape[-1] ** -0.5
+        if self.n_sources == 2 and not is_dropping(self.dropout):
+            # The softmax of two scores is the sigmoid of their difference.
+            first, second = key.unbind(1)
+            weight = (query * ((first - second) * scale).unsqueeze(1)).sum(-1, keepdim=True).sigmoid()
+            first, second = value.unbind(1)
+            attended = torch.addcmul(
+                second.unsqueeze(1), weight.to(value.dtype), (first - second).unsqueeze(1)
+            )
+        else:  # two or three: sums over products are far cheaper than a batch of tiny matrix products
+            scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) * scale  # (b, query, key, frames, heads)
+            weights = self.dropout(scores.softmax(dim=2))
+            attended = (weights.unsqueeze(-1) * value.unsqueeze(1)).sum(2)
+        return add_projected(x, attended.flatten(0, 1).flatten(-2), self.output, self.scale, self.dropout)
+
+
+class SourceSplit(Layer):
+    """Give every talker a branch of its own, to be normalised by `norm` over all frames.
 
     Shape: (batch, frames, channels) to (batch * source, frames, channels), the sources of one mixture next to
     each other.
@@ -612,21 +525,35 @@ class SourceSplit(nn.Module):
     def __init__(self, config: SepReformerConfig) -> None:
         super().__init__()
         width = config.n_channels * config.n_sources
-        self.n_sources = config.n_sources
+        self.n_sources, self.causal = config.n_sources, config.causal
         self.expand = nn.Linear(config.n_channels, 4 * width)
         self.contract = nn.Linear(2 * width, width)
-        self.norm = nn.GroupNorm(1, config.n_channels, eps=NORM_EPS)
+        self.norm = GlobalNorm(config.n_channels, NORM_EPS, config.causal)
+        self.width = 4 * width
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.split(x).mT).mT
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        branches = self.contract(F.glu(self.expand(x)))
+        return branches.unflatten(-1, (self.n_sources, -1)).transpose(1, 2).flatten(0, 1)
 
-    def split(self, x: Tensor) -> Tensor:
-        """Return the branches before they are normalised over all frames."""
-        x = map_pieces(lambda piece: self.contract(F.glu(self.expand(piece))), x)
-        return x.unflatten(-1, (self.n_sources, -1)).transpose(1, 2).flatten(0, 1)
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0] * self.n_sources, *shape[1:])
 
 
-class OutputLayer(nn.Sequential):
+class Fusion(nn.Linear, Join):
+    """Project talkers' features, repeated at twice their rate, and a skip, side by side.
+
+    The half of the product that comes from below is computed at half the rate.
+    """
+
+    rate = 2
+
+    def join(self, below: Tensor, x: Tensor, first: int = 0) -> Tensor:
+        from_below, from_skip = self.weight.chunk(2, dim=1)
+        spread = F.linear(below, from_below).repeat_interleave(2, dim=1)
+        return F.linear(x, from_skip, self.bias) + spread[:, first % 2 :][:, : x.shape[1]]
+
+
+class OutputLayer(nn.Sequential, Layer):
     """Map the talkers' features to frames of the waveform decoder.
 
     Shape: (batch, frames, channels) to (batch, frames, filters).
@@ -637,13 +564,75 @@ class OutputLayer(nn.Sequential):
         super().__init__(
             nn.Linear(n_channels, 4 * n_channels), nn.GLU(), nn.Linear(2 * n_channels, config.n_filters)
         )
+        self.n_filters = config.n_filters
+        self.width = max(4 * n_channels, config.n_filters)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        expand, gate, contract = self
+        return contract(gate(expand(x)))
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.n_filters)
 
 
-class FrameBatchNorm(nn.BatchNorm1d):
+class Synthesis(Layer):
+    """The output layer and the waveform decoder in one: talkers' features to windows of samples.
+
+    Shape: (batch, frames, channels) to (batch, frames, filter_length).
+    """
+
+    def __init__(self, output: OutputLayer, decoder: nn.ConvTranspose1d) -> None:
+        super().__init__()
+        self.output, self.decoder, self.width = output, decoder, output.width
+        self._contraction: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        expand, gate, _ = self.output
+        return F.linear(gate(expand(x)), *(self._contraction or self._contracted()))
+
+    def prepared(self) -> "Synthesis":
+        layer = copy.copy(self)
+        layer._contraction = self._contracted()
+        return layer
+
+    def _contracted(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the output layer's last projection and the synthesis together."""
+        synthesis = self.decoder.weight.squeeze(1).mT  # (filter_length, filters)
+        contract = self.output.get_submodule("2")
+        assert isinstance(contract, nn.Linear)
+        return synthesis @ contract.weight, synthesis @ contract.bias
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], self.decoder.weight.shape[2])
+
+
+class Masking(Join):
+    """Mask the analysis for every talker, and turn it into windows of samples.
+
+    Shape: frames of the analysis (batch, frames, filters) and masks before they are made positive (batch *
+    source, frames, filters) to (batch * source, frames, filter_length).
+    """
+
+    def __init__(self, decoder: nn.ConvTranspose1d) -> None:
+        self.synthesis = decoder.weight.squeeze(1)
+
+    def join(self, below: Tensor, x: Tensor, first: int = 0) -> Tensor:
+        masks = F.relu(x).unflatten(0, (below.shape[0], -1))
+        return (masks * below.unsqueeze(1)).flatten(0, 1) @ self.synthesis
+
+
+class FrameBatchNorm(nn.BatchNorm1d, Layer):
     """Batch normalisation over all frames of all recordings; (batch, frames, channels), in and out."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return super().forward(x.flatten(0, 1)).view_as(x)
+
+    def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of a projection together with this normalisation in eval mode."""
+        assert self.running_var is not None
+        assert self.running_mean is not None
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return weight * scale.unsqueeze(-1), (bias - self.running_mean) * scale + self.bias
 
 
 class LayerScale(nn.Module):
@@ -655,3 +644,24 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+def add_projected(
+    x: Tensor, hidden: Tensor, linear: nn.Linear, scale: LayerScale, dropout: nn.Dropout
+) -> Tensor:
+    """Return x + scale(dropout(linear(hidden)))."""
+    return torch.addcmul(x, dropout(linear(hidden)).to(x.dtype), scale.scale.to(x.dtype))
+
+
+def is_dropping(dropout: nn.Dropout) -> bool:
+    """Tell whether a dropout does anything."""
+    return dropout.training and dropout.p > 0
+
+
+def resize_frames(x: Tensor, n_frames: int) -> Tensor:
+    """Stretch (batch, frames, channels) to `n_frames` by repeating frames (nearest neighbour)."""
+    if x.shape[1] == n_frames:
+        return x
+    if x.shape[1] * 2 == n_frames:
+        return x.repeat_interleave(2, dim=1)
+    return F.interpolate(x.mT, size=n_frames).mT

@@ -6,7 +6,7 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: gated focused linear attention over time.
 """
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,20 +15,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.layers import (
+    Carry,
     FocusedLinearAttention,
     GatedResidualAttention,
+    Given,
     GlobalNorm,
+    Layer,
+    Moments,
     RMSGroupNorm,
     RotaryAttention,
+    WholeLayer,
+    with_past,
 )
-from flasepformer.models.long_form import FrameMemory
-from flasepformer.models.long_tflocoformer import ACCELERATOR_ROWS, LongPass
-from flasepformer.ops import PIECE_LENGTH, inverse_stft, map_pieces, stft
+from flasepformer.models.fast_convolution import FastConvolution, swiglu
+from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.ops import KeyValueSums
+from flasepformer.running import Performer, Samples, read_reflected
+
+PIECE_ROWS = 1 << 15
+"""Frames times bins in a piece: many enough that its halo does not count."""
+
+ACCELERATOR_ROWS = 1 << 17
+"""The same on other devices: enough to keep one busy, 0.2 GB of M's widest features."""
+
+FRAMES_AT_ONCE = 8
+"""Frames whose bins are convolved fast at a time: enough to use a kernel well, few enough for the cache."""
+
+SHORTEST_FAST_KERNEL = 6
+"""Kernels from which `FastConvolution` is faster: with 8 taps a seventh off S, a third off M."""
 
 SMALLEST_DEVIATION = 1e-6
 """A recording that varies less than this, in units of its peak, varies by nothing but rounding."""
 
 Attention = Literal["focused_linear", "linear", "softmax"]
+Axis = Literal["bins", "frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +97,8 @@ class TFLocoformerConfig:
     """Share of features dropped in training by feed-forward networks and softmax attention."""
     normalize_variance: bool = True
     """Divide the mixture by its standard deviation and give it back to the estimates."""
+    causal: bool = False
+    """Let no frame depend on a later one, so that the network can be played live."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -85,16 +107,13 @@ class TFLocoformerConfig:
             "attention_channels": (2, 1024), "feed_forward_channels": (1, 2048),
             "feed_forward_kernel": (1, 32), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
         }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
-        for name in ("gated", "repeat_input", "normalize_variance"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.attention not in get_args(Attention):
-            known = ", ".join(get_args(Attention))
-            raise ValueError(f"attention must be one of {known}, got {self.attention!r}")
+        flags = ("gated", "repeat_input", "normalize_variance", "causal")
+        check_fields(self, bounds, flags, {"attention": get_args(Attention)})
+        if self.causal and (self.attention == "softmax" or self.normalize_variance):
+            raise ValueError(
+                "a causal network has linear attention over time and takes the mixture at the level it has; "
+                'set attention to "focused_linear" and normalize_variance to false'
+            )
         for name, divisor, unit in (
             ("n_fft", 2, "2"),
             ("n_channels", self.n_heads, "n_heads"),
@@ -113,7 +132,7 @@ class TFLocoformerConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
 
 
-class TFLocoformer(nn.Module):
+class TFLocoformer(SeparationNetwork):
     """Separate the talkers of a mixture in the STFT domain.
 
     With linear attention, cost and memory grow linearly with the mixture's length.
@@ -121,22 +140,56 @@ class TFLocoformer(nn.Module):
     Args:
         config: Sizes of the network.
 
-    Shape: mixture (batch, time) to estimates (batch, source, time), of any length from one sample on.
-
-    Raises:
-        ValueError: If the mixture is not a floating-point tensor of two axes with at least one sample.
-
     References: Saijo et al. (IWAENC 2024); Wang et al. (Interspeech 2025).
     """
 
     def __init__(self, config: TFLocoformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.input_conv = nn.Conv2d(2, config.n_channels, 3, padding=1)
-        self.input_norm = GlobalNorm(config.n_channels)
-        self.blocks = nn.ModuleList(BlockPair(config) for _ in range(config.n_blocks))
-        self.output_conv = nn.ConvTranspose2d(config.n_channels, 2 * config.n_sources, 3, padding=1)
+        super().__init__(config)
+        self.config: TFLocoformerConfig = config
+        self.window_length, self.features = config.n_fft, (config.n_fft // 2 + 1, 2)
+        self.lead = config.n_fft - config.hop_length if config.causal else config.n_fft // 2
+        self.in_pieces = config.attention != "softmax"
+        self.input_conv = BinConv(2, config.n_channels, config.causal)
+        self.input_norm = GlobalNorm(config.n_channels, causal=config.causal)
+        self.blocks: Modules[BlockPair] = Modules(BlockPair(config) for _ in range(config.n_blocks))
+        self.output_conv = BinConv(config.n_channels, 2 * config.n_sources, config.causal, transposed=True)
         self._initialize()
+
+    def flow(self, run: Performer[X], frames: X) -> X:
+        x = run.through(frames, self.input_conv, self.input_norm)
+        for block in self.blocks:
+            x = run.through(x, *block.frequency.layers(), *block.time.layers())
+        return run.through(x, self.output_conv, Windows(self.config.n_fft, self.causal))
+
+    def analyse(self, windows: Tensor) -> Tensor:
+        windows = windows.to(torch.promote_types(windows.dtype, torch.float32))
+        frames = windows.unfold(-1, self.window_length, self.hop_length)
+        spectra = torch.fft.rfft(frames * hann_window(self.window_length, windows))
+        return torch.view_as_real(spectra)  # (batch, frames, bins, 2)
+
+    def read_windows(self, samples: Samples, first: int, last: int) -> Tensor:
+        if self.causal:
+            return super().read_windows(samples, first, last)
+        begin = first * self.hop_length - self.lead
+        end = begin + (last - first - 1) * self.hop_length + self.window_length
+        return read_reflected(samples, begin, end, self.lead + 1)
+
+    def n_frames(self, n_samples: int) -> int:
+        if self.causal:
+            return -(-(n_samples + self.lead) // self.hop_length)
+        return 1 + max(n_samples, self.lead + 1) // self.hop_length
+
+    def squared_window(self, like: Tensor) -> Tensor | None:
+        return hann_window(self.window_length, like).square()
+
+    def piece_length(self, device: torch.device) -> int:
+        rows = PIECE_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
+        return max(1, rows // (self.config.n_fft // 2 + 1))
+
+    def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
+        """Return the unbiased standard deviation, or the peak of what does not vary."""
+        deviation = (moments.squares / max(moments.count - 1, 1)).sqrt()
+        return torch.where(deviation > SMALLEST_DEVIATION * peak, deviation, peak)
 
     def _initialize(self) -> None:
         """Start as the original does: weights uniform after Glorot and Bengio, biases at zero."""
@@ -146,228 +199,258 @@ class TFLocoformer(nn.Module):
             elif name.endswith("weight") and parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate of mixture and estimates in Hz."""
-        return self.config.sample_rate
 
-    @property
-    def n_sources(self) -> int:
-        """Number of estimates for each mixture."""
-        return self.config.n_sources
-
-    def forward_with_auxiliary(self, mixture: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the estimates, and those of the auxiliary heads, which this family does not have."""
-        return self(mixture), []
-
-    def forward(self, mixture: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled() or self.config.attention == "softmax":
-            return self._separate(mixture)
-        return self.separate_in_pieces(mixture)
-
-    @torch.no_grad()
-    def separate_in_pieces(
-        self,
-        mixture: Tensor,
-        memory: FrameMemory | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        """Separate recordings of any length in pieces of time, one by one, with the numbers of the whole.
-
-        Args:
-            mixture: (batch, time).
-            memory: Room for what is kept of a recording between two sweeps over it; by default without limit.
-            progress: Told the share that is done, from 0 to 1, after every piece.
-
-        Returns:
-            The estimates (batch, source, time), as the whole at once gives them in eval mode.
-
-        Raises:
-            ValueError: If the attention is softmax, which has no small state to carry from piece to piece.
-        """
-        if self.config.attention == "softmax":
-            raise ValueError("softmax attention cannot be evaluated in pieces: every frame needs all others")
-        normalized, level = self._normalize(mixture)
-        memory = memory or FrameMemory()
-        estimates: list[Tensor] = []
-
-        def tell(share: float) -> None:
-            if progress is not None:
-                progress((len(estimates) + share) / len(mixture))
-
-        for waveform in normalized:
-            estimates.append(LongPass(self, waveform, memory, tell).run())
-        return (torch.stack(estimates) * level).to(mixture.dtype)
-
-    def _separate(self, mixture: Tensor) -> Tensor:
-        config = self.config
-        normalized, level = self._normalize(mixture)
-        with torch.autocast(mixture.device.type, enabled=False):
-            x = self.input_norm(self.input_features(stft(normalized, config.n_fft, config.hop_length)))
-        for block in self.blocks:
-            x = block(x)
-        with torch.autocast(mixture.device.type, enabled=False):
-            estimates = inverse_stft(self.decode(x), config.hop_length, mixture.shape[-1])
-            return (estimates * level).to(mixture.dtype)
-
-    def _normalize(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
-        """Check the mixture; return it normalised if that is wanted, and what it was divided by."""
-        if mixture.ndim != 2 or mixture.shape[-1] == 0 or not mixture.is_floating_point():
-            raise ValueError(
-                "mixture must be floating point (batch, time) with at least one sample, "
-                f"got {tuple(mixture.shape)} of {mixture.dtype}; add a batch axis with mixture[None]"
-            )
-        if not self.config.normalize_variance:
-            return mixture, mixture.new_ones(())
-        with torch.autocast(mixture.device.type, enabled=False):
-            normalized, level = normalize(mixture)
-        return normalized, level.unsqueeze(1)
-
-    def input_features(self, spectrum: Tensor) -> Tensor:
-        """Turn complex (batch, frames, bins) into features (batch, frames, bins, channels) at any level."""
-        image = torch.view_as_real(spectrum).movedim(-1, 1)  # (batch, real and imaginary, frames, bins)
-        return self.input_conv(image.to(self.input_conv.weight.dtype)).movedim(1, -1)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Turn features into the talkers' spectra, complex (batch, source, frames, bins)."""
-        image = self.output_conv(x.to(self.output_conv.weight.dtype).movedim(-1, 1))
-        parts = image.to(torch.promote_types(image.dtype, torch.float32)).unflatten(1, (-1, 2))
-        return torch.complex(parts[:, :, 0], parts[:, :, 1])
-
-
-def normalize(mixture: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide each mixture by its standard deviation, or by its peak if it does not vary.
+class BinConv(Layer):
+    """A convolution over three frames and three bins, in single precision at least.
 
     Args:
-        mixture: (batch, time).
+        n_in: Channels that come in.
+        n_out: Channels that go out.
+        causal: Look back only.
+        transposed: Have the weights of `nn.ConvTranspose2d`.
 
-    Returns:
-        The normalised mixture, and what it was divided by (batch, 1), zero for silence.
+    Shape: (batch, frames, bins, n_in) to (batch, frames, bins, n_out).
     """
-    mixture = mixture.to(torch.promote_types(mixture.dtype, torch.float32))
-    peak = mixture.abs().amax(dim=-1, keepdim=True)
-    scaled = mixture / torch.where(peak > 0, peak, 1)  # so that no square leaves the range of numbers
-    varies = mixture.shape[-1] > 1
-    deviation = scaled.std(dim=-1, keepdim=True) if varies else torch.zeros_like(peak)
-    deviation = torch.where(deviation > SMALLEST_DEVIATION, deviation, 1)
-    return scaled / deviation, peak * deviation
+
+    def __init__(self, n_in: int, n_out: int, causal: bool, transposed: bool = False) -> None:
+        super().__init__()
+        self.causal, self.transposed = causal, transposed
+        self.halo = 2 if causal else 1
+        self.weight = nn.Parameter(
+            torch.empty(n_in, n_out, 3, 3) if transposed else torch.empty(n_out, n_in, 3, 3)
+        )
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        weight = self.weight.transpose(0, 1).flip(2, 3) if self.transposed else self.weight
+        with without_autocast(x):
+            x = x.to(weight.dtype)
+            x = with_past(x, 2, carry) if self.causal else x
+            padding = (0 if self.causal else 1, 1)
+            return F.conv2d(x.movedim(-1, 1), weight, self.bias, padding=padding).movedim(1, -1)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], len(self.bias))
 
 
 class BlockPair(nn.Module):
-    """A block along the bins of every frame, then one along the frames of every bin.
+    """A block along the bins of every frame, then one along the frames of every bin."""
 
-    Where no gradient is recorded, only a group of frames or bins is worked on at a time, and the result takes
-    the input's place, so that memory holds little more than the features themselves.
+    def __init__(self, config: TFLocoformerConfig) -> None:
+        super().__init__()
+        self.frequency = macaron(config, "bins", BinAttention(config))
+        time = FrameAttention(config) if config.attention == "softmax" else time_attention(config)
+        self.time = macaron(config, "frames", time)
+
+
+def macaron(config: TFLocoformerConfig, axis: Axis, attention: Layer) -> Block:
+    """Return attention between two feed-forward networks, along one axis."""
+    layers = {"feed_forward_1": ConvSwiGLU(config, axis), "attention": attention}
+    return Block({**layers, "feed_forward_2": ConvSwiGLU(config, axis)})
+
+
+class ConvSwiGLU(Layer):
+    """Residual feed-forward network that is gated by SiLU and sees its neighbours along one axis.
+
+    The convolutions see the features as a channels-last image: the same numbers as `nn.Conv1d` and
+    `nn.ConvTranspose1d` on transposed sequences, without a copy, and faster on a CPU.
+
+    Args:
+        config: Sizes of the network.
+        axis: Along which neighbours are seen: "bins" or "frames".
+
+    Shape: (batch, frames, bins, channels), in and out.
+
+    Reference: Saijo et al. (IWAENC 2024).
+    """
+
+    def __init__(self, config: TFLocoformerConfig, axis: Axis) -> None:
+        super().__init__()
+        kernel, hidden = config.feed_forward_kernel, config.feed_forward_channels
+        self.axis = axis
+        self.reach = kernel - 1
+        self.causal = config.causal
+        if axis == "frames":
+            self.halo = 2 * self.reach if config.causal else self.reach
+        self.width = (config.n_fft // 2 + 1) * 2 * hidden
+        self.norm = RMSGroupNorm(config.n_channels, config.n_groups)
+        self.expand = nn.Conv1d(config.n_channels, 2 * hidden, kernel)
+        self.dropout = nn.Dropout(config.dropout)
+        self.contract = nn.ConvTranspose1d(hidden, config.n_channels, kernel)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        along_frames = self.axis == "frames"
+        steps_back = along_frames and self.causal  # else the sequence grows by the reach, and shrinks again
+        padding = (0 if steps_back else self.reach, 0) if along_frames else (0, self.reach)
+        axis = 3 if along_frames else 2  # of the kernel, that the sequence is not along
+        normalized = self.norm(x)
+        normalized = with_past(normalized, self.reach, carry, "normalized") if steps_back else normalized
+        image = normalized.movedim(-1, 1)  # (batch, channels, frames, bins)
+        expanded = F.conv2d(image, self.expand.weight.unsqueeze(axis), self.expand.bias, padding=padding)
+        value, gate = expanded.chunk(2, dim=1)
+        hidden = self.dropout(value * F.silu(gate))
+        if steps_back:
+            hidden = with_past(hidden.movedim(1, -1), self.reach, carry, "hidden").movedim(-1, 1)
+            weight = self.contract.weight.transpose(0, 1).flip(-1).unsqueeze(axis)
+            contracted = F.conv2d(hidden, weight, self.contract.bias)
+        else:
+            weight = self.contract.weight.unsqueeze(axis)
+            contracted = F.conv_transpose2d(hidden, weight, self.contract.bias, padding=padding)
+        return x + self.dropout(contracted.movedim(1, -1))
+
+    def prepared(self) -> Layer:
+        weight = self.expand.weight
+        exact = weight.is_cpu and weight.dtype in (torch.float32, torch.float64)
+        steps_back = self.axis == "frames" and self.causal
+        if (
+            not exact
+            or steps_back
+            or torch.is_autocast_enabled("cpu")
+            or self.reach + 1 < SHORTEST_FAST_KERNEL
+        ):
+            return self
+        return FastConvSwiGLU(self)
+
+
+class FastConvSwiGLU(Layer):
+    """A `ConvSwiGLU` with fast convolutions, whose kernels are transformed already."""
+
+    def __init__(self, layer: ConvSwiGLU) -> None:
+        super().__init__()
+        self.norm, self.axis, self.halo, self.reach = layer.norm, layer.axis, layer.halo, layer.reach
+        contract = layer.contract.weight.transpose(0, 1).flip(-1)
+        assert layer.expand.bias is not None
+        assert layer.contract.bias is not None
+        self.expand = FastConvolution(layer.expand.weight, layer.expand.bias)
+        self.contract = FastConvolution(contract, layer.contract.bias)
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return torch.stack(
+            [self._along_frames(y) if self.axis == "frames" else self._along_bins(y) for y in x]
+        )
+
+    def _along_frames(self, x: Tensor) -> Tensor:
+        padded = F.pad(self.norm(x), (0, 0, 0, 0, self.reach, self.reach))
+        return self.contract(swiglu(self.expand(padded))).add_(x)
+
+    def _along_bins(self, x: Tensor) -> Tensor:
+        result = torch.empty_like(x)
+        for some, out in zip(x.split(FRAMES_AT_ONCE), result.split(FRAMES_AT_ONCE), strict=True):
+            # All frames are one sequence; the zeros before a frame are also those after the frame before.
+            n_frames, n_bins, n_channels = some.shape
+            period = n_bins + self.reach
+            sequence = x.new_zeros(n_frames * period + 2 * self.reach, 1, n_channels)
+            frames = sequence[: n_frames * period].view(n_frames, period, n_channels)
+            frames[:, self.reach :] = self.norm(some)
+            y = self.contract(swiglu(self.expand(sequence))).view(n_frames, period, n_channels)
+            torch.add(some, y[:, :n_bins], out=out)
+        return result
+
+
+class SoftmaxAttention(Layer):
+    """x + attention(norm(x)) along an axis, with rotary positions.
 
     Shape: (batch, frames, bins, channels), in and out.
     """
 
     def __init__(self, config: TFLocoformerConfig) -> None:
         super().__init__()
-        self.frequency = MacaronBlock(config, softmax_attention(config))
-        if config.attention == "softmax":
-            self.time = MacaronBlock(config, softmax_attention(config))
-        else:
-            self.time = MacaronBlock(config, linear_attention(config), config.repeat_input)
+        self.norm = RMSGroupNorm(config.n_channels, config.n_groups)
+        self.attention = RotaryAttention(
+            config.n_channels, config.attention_channels, config.n_heads, config.dropout
+        )
+        self.causal = config.causal
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = map_sequences(self.frequency, x)
-        return map_sequences(self.time, x.transpose(1, 2)).transpose(1, 2)
-
-
-def map_sequences(block: nn.Module, x: Tensor) -> Tensor:
-    """Apply a block to every sequence of (batch, sequences, length, channels); in place without gradients."""
-    if torch.is_grad_enabled():
-        return block(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    n_rows = PIECE_LENGTH if x.device.type == "cpu" else ACCELERATOR_ROWS
-    group_size = max(1, n_rows // x.shape[2])
-    for recording in x:
-        for group in recording.split(group_size):
-            group.copy_(block(group.contiguous()))
-    return x
+    def attend(self, sequences: Tensor) -> Tensor:
+        """Attend in sequences (batch, sequences, length, channels)."""
+        attended = self.attention(self.norm(sequences).flatten(0, 1))
+        return sequences + attended.unflatten(0, sequences.shape[:2])
 
 
-class MacaronBlock(nn.Module):
-    """Attention between two feed-forward networks, along one axis.
-
-    Args:
-        config: Sizes of the network.
-        attention: Residual attention.
-        repeat_input: Add the attention's input once more.
-
-    Shape: (sequences, length, channels), in and out.
-    """
-
-    def __init__(self, config: TFLocoformerConfig, attention: nn.Module, repeat_input: bool = False) -> None:
-        super().__init__()
-        self.feed_forward_1 = ConvSwiGLU(config)
-        self.attention = attention
-        self.feed_forward_2 = ConvSwiGLU(config)
-        self.repeat_input = repeat_input
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.feed_forward_1(x)
-        # Differs from the paper: the published weights were trained with a second residual connection.
-        x = self.attention(x) + x if self.repeat_input else self.attention(x)
-        return self.feed_forward_2(x)
-
-
-class ConvSwiGLU(nn.Module):
-    """Residual feed-forward network that is gated by SiLU and sees its neighbours.
-
-    The convolutions see the sequences as rows of a channels-last image: the same numbers as `nn.Conv1d` and
-    `nn.ConvTranspose1d` on transposed sequences, without a copy, and faster on a CPU.
-
-    Shape: (sequences, length, channels), in and out.
-
-    Reference: Saijo et al. (IWAENC 2024).
-    """
+class BinAttention(SoftmaxAttention):
+    """Softmax attention along the bins of every frame."""
 
     def __init__(self, config: TFLocoformerConfig) -> None:
-        super().__init__()
-        kernel, hidden = config.feed_forward_kernel, config.feed_forward_channels
-        self.reach = kernel - 1
-        self.norm = RMSGroupNorm(config.n_channels, config.n_groups)
-        self.expand = nn.Conv1d(config.n_channels, 2 * hidden, kernel)
-        self.dropout = nn.Dropout(config.dropout)
-        self.contract = nn.ConvTranspose1d(hidden, config.n_channels, kernel)
+        super().__init__(config)
+        self.width = (config.n_fft // 2 + 1) * 3 * config.attention_channels
 
-    def forward(self, x: Tensor) -> Tensor:
-        return map_pieces(self._forward, x, halo=self.reach)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        image = self.norm(x).unsqueeze(0).movedim(-1, 1)  # (1, channels, sequences, length)
-        padding = (0, self.reach)
-        expanded = F.conv2d(image, self.expand.weight.unsqueeze(2), self.expand.bias, padding=padding)
-        value, gate = expanded.chunk(2, dim=1)  # (1, hidden, sequences, length + reach)
-        hidden = self.dropout(value * F.silu(gate))
-        weight = self.contract.weight.unsqueeze(2)
-        contracted = F.conv_transpose2d(hidden, weight, self.contract.bias, padding=padding)
-        return x + self.dropout(contracted.movedim(1, -1).squeeze(0))
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return self.attend(x)
 
 
-class ResidualAttention(nn.Module):
-    """x + attention(norm(x)); (sequences, length, channels), in and out."""
+class FrameAttention(SoftmaxAttention, WholeLayer):
+    """Softmax attention along the frames of every bin."""
 
-    def __init__(self, norm: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-        self.attention = attention
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.attention(self.norm(x))
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return self.attend(x.transpose(1, 2)).transpose(1, 2)
 
 
-def softmax_attention(config: TFLocoformerConfig) -> ResidualAttention:
-    """Return softmax attention with rotary positions and its residual connection."""
-    attention = RotaryAttention(config.n_channels, config.attention_channels, config.n_heads, config.dropout)
-    return ResidualAttention(RMSGroupNorm(config.n_channels, config.n_groups), attention)
+class TimeAttention(GatedResidualAttention):
+    """Linear attention along the frames of every bin; (batch, frames, bins, channels), in and out."""
+
+    def summarize(self, x: Tensor) -> KeyValueSums:
+        return super().summarize(by_bin(x))
+
+    def given(self, summary: KeyValueSums) -> Given:
+        update = super().given(summary)
+        return lambda x, first: by_frame(update(by_bin(x), first), x.shape[0])
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return by_frame(super().forward(by_bin(x), carry), x.shape[0])
 
 
-def linear_attention(config: TFLocoformerConfig) -> GatedResidualAttention:
-    """Return linear attention with its gate and residual connection."""
-    n_channels, n_groups = config.n_channels, config.n_groups
+def time_attention(config: TFLocoformerConfig) -> TimeAttention:
+    """Return linear attention over time with its gate and residual connection."""
+    n_channels, n_groups, causal = config.n_channels, config.n_groups, config.causal
     power = config.focusing_power if config.attention == "focused_linear" else 1
-    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size)
+    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size, causal)
     gate_norm = RMSGroupNorm(n_channels, n_groups) if config.gated else None
-    return GatedResidualAttention(attention, n_channels, RMSGroupNorm(n_channels, n_groups), gate_norm)
+    norm = RMSGroupNorm(n_channels, n_groups)
+    # Differs from the paper: the published weights were trained with a second residual connection.
+    return TimeAttention(
+        attention, n_channels, norm, gate_norm, causal=causal, repeat_input=config.repeat_input
+    )
+
+
+def by_bin(x: Tensor) -> Tensor:
+    """Turn (batch, frames, bins, channels) into sequences (batch * bins, frames, channels)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def by_frame(x: Tensor, batch: int) -> Tensor:
+    """Undo `by_bin`."""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+
+
+class Windows(Layer):
+    """Turn spectra of the talkers into windows of samples, weighted by a Hann window.
+
+    Shape: (batch, frames, bins, 2 * source) to (batch * source, frames, n_fft).
+    """
+
+    def __init__(self, n_fft: int, causal: bool) -> None:
+        super().__init__()
+        self.n_fft, self.causal = n_fft, causal
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        with without_autocast(x):
+            parts = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+            spectra = torch.view_as_complex(parts.contiguous()).movedim(-1, 1).flatten(0, 1)
+            windows = torch.fft.irfft(spectra, self.n_fft)
+            return windows * hann_window(self.n_fft, windows)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        batch, n_frames, _, n_channels = shape
+        return (batch * n_channels // 2, n_frames, self.n_fft)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which numbers on the device of a tensor keep their precision."""
+    device = x.device.type
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
+
+
+def hann_window(length: int, like: Tensor) -> Tensor:
+    """Return a Hann window of the type and on the device of a tensor."""
+    return torch.hann_window(length, dtype=like.dtype, device=like.device)

@@ -2,29 +2,24 @@
 
 from flasepformer.ops.framing import overlap_add
 from flasepformer.ops.linear_attention import (
-    KeyValueMeans,
-    attend_to_means,
+    KeyValueSums,
+    attend,
+    causal_linear_attention,
     focus,
-    key_value_means,
+    key_value_sums,
     linear_attention,
     linear_attention_naive,
 )
-from flasepformer.ops.pieces import PIECE_LENGTH, cached_frames, map_pieces
-from flasepformer.ops.stft import inverse_stft, stft
-from flasepformer.ops.threads import Threads
+from flasepformer.ops.stft import stft
 
 __all__ = [
-    "PIECE_LENGTH",
-    "KeyValueMeans",
-    "Threads",
-    "attend_to_means",
-    "cached_frames",
+    "KeyValueSums",
+    "attend",
+    "causal_linear_attention",
     "focus",
-    "inverse_stft",
-    "key_value_means",
+    "key_value_sums",
     "linear_attention",
     "linear_attention_naive",
-    "map_pieces",
     "overlap_add",
     "stft",
 ]

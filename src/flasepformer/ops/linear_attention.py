@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.nn import functional as F
 
 EPS = 1e-6
 """Added to the normaliser of the attention, where it stands against the mean key."""
@@ -32,7 +33,7 @@ def focus(feature: Tensor, power: int) -> Tensor:
     """
     if power == 1:
         return feature
-    wide = _widen(feature)
+    wide = widen(feature)
     powered = wide**power
     length = vector_norm(wide, dim=-1, keepdim=True)
     focused = powered * (length / (vector_norm(powered, dim=-1, keepdim=True) + FOCUS_EPS))
@@ -51,42 +52,85 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (batch, heads, frames, value_dim), of the type of `query`. Equals `linear_attention_naive`, its
         definition. Sums of half precision, also those that autocast would compute in it, are float32.
     """
-    return attend_to_means(query, key_value_means(key, value, key.shape[-2]))
+    return attend(query, key_value_sums(key, value))
 
 
 @dataclass(frozen=True)
-class KeyValueMeans:
-    """All the global state of linear attention: means over the frames, or a part that adds up to them."""
+class KeyValueSums:
+    """All the global state of linear attention: sums over the frames, or over some of them, which add up."""
 
     context: Tensor
-    """(batch, heads, head_dim, value_dim), mean of key^T value."""
+    """(batch, heads, head_dim, value_dim), sum of key^T value."""
     key: Tensor
-    """(batch, heads, head_dim), mean of the keys."""
+    """(batch, heads, head_dim), sum of the keys."""
+    count: int
+    """Frames."""
 
-    def __add__(self, other: "KeyValueMeans") -> "KeyValueMeans":
-        return KeyValueMeans(self.context + other.context, self.key + other.key)
-
-
-def key_value_means(key: Tensor, value: Tensor, n_frames: int) -> KeyValueMeans:
-    """Return the share of these frames in the means over `n_frames`; shapes as in `linear_attention`."""
-    key, value = _widen(key), _widen(value)
-    return KeyValueMeans(_matmul(key.mT, value / n_frames), key.sum(dim=-2) / n_frames)
+    def __add__(self, other: "KeyValueSums") -> "KeyValueSums":
+        return KeyValueSums(self.context + other.context, self.key + other.key, self.count + other.count)
 
 
-def attend_to_means(query: Tensor, means: KeyValueMeans) -> Tensor:
-    """Let queries (batch, heads, frames, head_dim) attend to all the frames that the means are of."""
-    wide = _widen(query)
-    weight = _matmul(wide, means.key.unsqueeze(-1))  # (batch, heads, frames, 1)
-    attended = _matmul(wide, means.context) / (weight + EPS)
+def key_value_sums(key: Tensor, value: Tensor) -> KeyValueSums:
+    """Return the sums over these frames; shapes as in `linear_attention`."""
+    key, value = widen(key), widen(value)
+    return KeyValueSums(matmul(key.mT, value), key.sum(dim=-2), key.shape[-2])
+
+
+def attend(query: Tensor, sums: KeyValueSums) -> Tensor:
+    """Let queries (batch, heads, frames, head_dim) attend to all the frames that the sums are of."""
+    wide = widen(query)
+    weight = matmul(wide, sums.key.unsqueeze(-1) / sums.count)  # (batch, heads, frames, 1)
+    attended = matmul(wide, sums.context / sums.count) / (weight + EPS)
     return attended.to(query.dtype)
 
 
-def _widen(x: Tensor) -> Tensor:
+def causal_linear_attention(
+    query: Tensor, key: Tensor, value: Tensor, past: Tensor | None = None, block: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Average the values over the frames so far, with the weights of `linear_attention`.
+
+    Args:
+        query: (batch, heads, frames, head_dim), non-negative.
+        key: Same shape as `query`, non-negative.
+        value: (batch, heads, frames, value_dim).
+        past: What this function returned for the frames before; None where there were none.
+        block: Frames whose weights exist at a time.
+
+    Returns:
+        (batch, heads, frames, value_dim), and what the next frames need of these and all before:
+        (batch, heads, head_dim + 1, value_dim + 1), of a size that does not grow.
+    """
+    n_frames = query.shape[-2]
+    missing = -n_frames % block
+    wide_query, wide_key, wide_value = (F.pad(widen(t), (0, 0, 0, missing)) for t in (query, key, value))
+    # One more value of 1 makes the denominator, one more feature what EPS stands against the mean key with.
+    ones = F.pad(wide_query.new_ones(n_frames), (0, missing)).expand(*query.shape[:2], -1).unsqueeze(-1)
+    zeros = torch.zeros_like(wide_value)
+    queries = torch.cat([wide_query, EPS * ones], -1).unflatten(2, (-1, block))
+    values = torch.cat([wide_value, ones], -1).unflatten(2, (-1, block))
+    counted = torch.cat([zeros, ones], -1).unflatten(2, (-1, block))
+    keys = wide_key.unflatten(2, (-1, block))
+    feature_sums = matmul(keys.mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
+    sums = torch.cat([feature_sums, counted.sum(-2, keepdim=True)], -2)
+    total = sums.cumsum(2)
+    start = torch.zeros_like(sums[:, :, 0]) if past is None else past
+    total = total + start.unsqueeze(2)
+    before = torch.cat([start.unsqueeze(2), total[:, :, :-1]], dim=2)
+    scores = matmul(queries[..., :-1], keys.mT).tril()
+    count = counted.cumsum(-2) * EPS
+    attended = matmul(queries, before) + matmul(scores, values) + count
+    attended = (attended[..., :-1] / attended[..., -1:].clamp_min(torch.finfo(attended.dtype).tiny)).flatten(
+        2, 3
+    )
+    return attended[:, :, :n_frames].to(query.dtype), total[:, :, -1]
+
+
+def widen(x: Tensor) -> Tensor:
     """Turn half precision into float32: cubes leave the range of float16, sums the precision of bfloat16."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b, which autocast may not compute in half precision."""
     device = a.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from flasepformer.models import load_model
+from flasepformer.models import SeparationNetwork, load_model
 
 
 @torch.no_grad()
-def average_checkpoints(folders: Sequence[Path]) -> nn.Module:
+def average_checkpoints(folders: Sequence[Path]) -> SeparationNetwork:
     """Return a model whose weights are the mean of those of checkpoints of one network.
 
     Running statistics are averaged like weights; what is counted in whole numbers is taken from the first.

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from flasepformer.data import Examples, FixedMixtures
 from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
-from flasepformer.models import load_model, save_model
+from flasepformer.models import SeparationNetwork, load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
@@ -452,9 +452,11 @@ class _Run:
         return optimization.auxiliary_weight * left * steps_down
 
     @property
-    def _validated(self) -> nn.Module:
+    def _validated(self) -> SeparationNetwork:
         """The network that is validated and shipped."""
-        return self.average.module if self.recipe.optimization.average_decay else self.model
+        network = self.average.module if self.recipe.optimization.average_decay else self.model
+        assert isinstance(network, SeparationNetwork)
+        return network
 
     def _validate(self, examples: Examples) -> "_Scores":
         """Return all that is validated."""

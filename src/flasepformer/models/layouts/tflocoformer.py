@@ -2,15 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flasepformer.models.layouts.published import PublishedNames, Rules, require, rewrite
-
-if TYPE_CHECKING:
-    from flasepformer.models.tflocoformer import TFLocoformerConfig
+from flasepformer.models.tflocoformer import TFLocoformerConfig
 
 ESPNET_ATTENTION_CHANNELS = 128
 """What ESPnet takes where its settings do not say; the published ones do not."""
@@ -59,7 +57,7 @@ def _feed_forward(where: str) -> Rules:
     )
 
 
-def modelscope_names(config: "TFLocoformerConfig") -> PublishedNames:
+def modelscope_names(config: TFLocoformerConfig) -> PublishedNames:
     """Return the names in the FLASepformer release."""
     softmax = (*_NORMS, *_SOFTMAX_ATTENTION, *_feed_forward("branchs.0."))
     linear = (*_LINEAR_ATTENTION, *softmax)
@@ -73,7 +71,7 @@ def modelscope_names(config: "TFLocoformerConfig") -> PublishedNames:
     )
 
 
-def espnet_names(config: "TFLocoformerConfig") -> PublishedNames:
+def espnet_names(config: TFLocoformerConfig) -> PublishedNames:
     """Return the names in the ESPnet code."""
     rules = (*_NORMS, *_SOFTMAX_ATTENTION, *_feed_forward(""))
     frequencies = _rotary_frequencies(config)
@@ -95,7 +93,7 @@ def _rename(name: str, blocks: Rules, block: Rules) -> str:
     return "separator." + rewrite(place[0], blocks) + rewrite(name[place.end() :], block)
 
 
-def _rotary_frequencies(config: "TFLocoformerConfig") -> Tensor:
+def _rotary_frequencies(config: TFLocoformerConfig) -> Tensor:
     """Return the frequencies as the published files have them, to the last bit."""
     head_dim = config.attention_channels // config.n_heads
     return 1.0 / 10000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim)
@@ -147,7 +145,7 @@ def _sizes(conf: Any, path: Path) -> dict[str, Any]:
     }
 
 
-def modelscope_settings(config: "TFLocoformerConfig", attention: dict[str, Any]) -> dict[str, Any]:
+def modelscope_settings(config: TFLocoformerConfig, attention: dict[str, Any]) -> dict[str, Any]:
     """Return the FLASepformer release's settings of a network, with those of its time attention."""
     return {
         "num_spk": config.n_sources,

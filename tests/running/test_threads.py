@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from flasepformer.ops import Threads
+from flasepformer.running import Threads
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ from tests.models.test_tflocoformer import tiny_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from flasepformer.models import TFLocoformer, long_tflocoformer
-from flasepformer.models.long_form import FrameMemory
-from flasepformer.models.long_tflocoformer import DirectConvolution, FastConvolution, with_neighbours
+from flasepformer.models.fast_convolution import FastConvolution
+from flasepformer.running import FrameMemory
 
 VARIANTS = {
     "plain": {},
@@ -23,11 +22,6 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fast_convolutions_from_the_first_frame_on(monkeypatch):
-    monkeypatch.setattr(long_tflocoformer, "SHORTEST_FAST_RECORDING", 1)
-
-
 def assert_same(estimates, expected):
     rms = expected.square().mean().sqrt().item()
     assert_close(estimates, expected, rtol=0, atol=rms * (1e-4 if expected.dtype == torch.float32 else 1e-9))
@@ -35,11 +29,11 @@ def assert_same(estimates, expected):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("n_frames_in_piece", [1, 5, 1000])
-def test_pieces_of_any_length_give_the_whole(variant, n_frames_in_piece, monkeypatch):
-    monkeypatch.setattr(long_tflocoformer, "PIECE_LENGTH", 17 * n_frames_in_piece)
+def test_pieces_of_any_length_give_the_whole(variant, n_frames_in_piece):
     model = tiny_model(**VARIANTS[variant]).double()
     mixture = (torch.randn(2, 803) * torch.tensor([[1.0], [0.1]])).double()
-    assert_same(model.separate_in_pieces(mixture), model(mixture).detach())
+    estimates = model.separate_in_pieces(mixture, piece_length=n_frames_in_piece)
+    assert_same(estimates, model(mixture).detach())
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,53 +47,25 @@ def test_a_recording_of_any_length_gives_the_whole(n_samples, n_frames_in_piece,
     n_samples = min(n_samples, 45 * hop_length)
     model = tiny_model(n_blocks=1, hop_length=hop_length, feed_forward_kernel=kernel).double()
     mixture = torch.randn(1, n_samples).double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(long_tflocoformer, "PIECE_LENGTH", 17 * n_frames_in_piece)
-        patch.setattr(long_tflocoformer, "SHORTEST_FAST_RECORDING", 1)
-        assert_same(model.separate_in_pieces(mixture), model(mixture).detach())
+    estimates = model.separate_in_pieces(mixture, piece_length=n_frames_in_piece)
+    assert_same(estimates, model(mixture).detach())
 
 
 @pytest.mark.parametrize("kernel", [4, 8])
 def test_single_precision_gives_the_whole(kernel):
     model = tiny_model(feed_forward_kernel=kernel)
     mixture = torch.randn(1, 5000)
-    with torch.no_grad():
-        estimates = model(mixture)
-    assert_same(estimates, model(mixture).detach())
+    assert_same(model.separate_in_pieces(mixture), model(mixture).detach())
 
 
 @given(length=st.integers(0, 80), kernel=st.integers(1, 32), n_rows=st.integers(1, 70))
 @settings(max_examples=30, deadline=None)
-def test_the_convolutions_equal_their_definition(length, kernel, n_rows):
+def test_the_fast_convolution_equals_its_definition(length, kernel, n_rows):
     x, weight, bias = torch.randn(length, n_rows, 3), torch.randn(5, 3, kernel), torch.randn(5)
     expected = torch.empty(0, n_rows, 5)
     if length >= kernel:
         expected = F.conv1d(x.permute(1, 2, 0), weight, bias).permute(2, 0, 1)
-    for convolution in (DirectConvolution, FastConvolution):
-        assert_close(convolution(weight, bias)(x), expected, rtol=0, atol=1e-5 * (3 * kernel) ** 0.5)
-
-
-def test_the_neighbours_of_a_piece_are_at_hand():
-    numbers = torch.arange(11)
-    for halo in (0, 2, 20):
-        seen = []
-        for window, core in with_neighbours(iter(numbers.split([1, 3, 2, 5])), halo):
-            first, last = window[core][0].item(), window[core][-1].item()
-            assert torch.equal(window, numbers[max(first - halo, 0) : last + halo + 1])
-            seen.append(window[core])
-        assert torch.equal(torch.cat(seen), numbers)
-
-
-def test_inference_goes_in_pieces_and_training_does_not(monkeypatch):
-    ways = []
-    monkeypatch.setattr(TFLocoformer, "separate_in_pieces", lambda self, mixture: ways.append("pieces"))
-    model, mixture = tiny_model(), torch.randn(1, 100)
-    with torch.no_grad():
-        model(mixture)
-        model.train()(mixture)
-        tiny_model(attention="softmax")(mixture)
-    model.eval()(mixture)
-    assert ways == ["pieces"]
+    assert_close(FastConvolution(weight, bias)(x), expected, rtol=0, atol=1e-5 * (3 * kernel) ** 0.5)
 
 
 @pytest.mark.parametrize("limit", [0, 20_000, None])
@@ -107,15 +73,14 @@ def test_frames_in_files_are_the_same_frames(limit, tmp_path):
     model, mixture = tiny_model(), torch.randn(2, 1500)
     memory = FrameMemory(limit, tmp_path)
     estimates = model.separate_in_pieces(mixture, memory)
-    assert torch.equal(estimates, model.separate_in_pieces(mixture))
+    assert_same(estimates, model.separate_in_pieces(mixture))
     assert memory.n_bytes == 0  # everything was given back
     n_bytes_of_features = 4 * 8 * 17 * (1 + 1500 // 16)
     assert memory.n_file_bytes == (0 if limit is None else 2 * n_bytes_of_features)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_copy_of_one_recording_s_features_is_kept(monkeypatch):
-    monkeypatch.setattr(long_tflocoformer, "PIECE_LENGTH", 64)
+def test_one_copy_of_the_features_is_kept():
     used = []
 
     class Watched(FrameMemory):
@@ -124,22 +89,23 @@ def test_one_copy_of_one_recording_s_features_is_kept(monkeypatch):
             used.append(self.n_bytes)
             return frames
 
-    tiny_model().separate_in_pieces(torch.randn(2, 1600), Watched())
-    assert used == [4 * 8 * 17 * 101] * 2
+    tiny_model().separate_in_pieces(torch.randn(2, 1600), Watched(), piece_length=4)
+    assert used == [2 * 4 * 8 * 17 * 101]
 
 
-def test_progress_rises_to_one(monkeypatch):
-    monkeypatch.setattr(long_tflocoformer, "PIECE_LENGTH", 17 * 20)
+def test_progress_rises_to_one():
     told = []
-    tiny_model().separate_in_pieces(torch.randn(2, 1600), progress=told.append)
+    tiny_model().separate_in_pieces(torch.randn(2, 1600), progress=told.append, piece_length=20)
     assert told == sorted(told)
     assert len(told) > 20
     assert told[-1] == pytest.approx(1)
 
 
-def test_softmax_attention_says_that_it_cannot():
-    with pytest.raises(ValueError, match="softmax attention cannot be evaluated in pieces"):
-        tiny_model(attention="softmax").separate_in_pieces(torch.randn(1, 500))
+def test_softmax_attention_needs_all_frames_in_memory(tmp_path):
+    model, mixture = tiny_model(attention="softmax").double(), torch.randn(2, 500).double()
+    assert_same(model.separate_in_pieces(mixture, piece_length=7), model(mixture).detach())
+    with pytest.raises(ValueError, match="needs them in memory"):
+        model.separate_in_pieces(mixture, FrameMemory(0, tmp_path))
 
 
 @pytest.mark.parametrize("limit", [0, None])

@@ -28,9 +28,11 @@ class Threads:
         """Items at a time."""
         self._pool: ThreadPoolExecutor | None = None
         self._is_inference = False
+        self._cast = False, torch.bfloat16
 
     def __enter__(self) -> Self:
         self._is_inference = torch.is_inference_mode_enabled()
+        self._cast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         if self.n_threads > 1:
             ready = Barrier(self.n_threads + 1)
 
@@ -68,7 +70,9 @@ class Threads:
 
     def _without_gradients(self, function: Callable[[_Item], _Result]) -> Callable[[_Item], _Result]:
         def apply(item: _Item) -> _Result:  # every thread has modes of its own
-            with torch.inference_mode(self._is_inference), torch.no_grad():
+            enabled, dtype = self._cast
+            low = torch.autocast("cpu", dtype, enabled=enabled)
+            with torch.inference_mode(self._is_inference), torch.no_grad(), low:
                 return function(item)
 
         return apply

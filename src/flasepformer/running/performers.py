@@ -1,0 +1,122 @@
+"""Who plays a score: a network's order of layers, written once as calls of a `Performer`."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from flasepformer.layers import Carry, Join, Layer
+
+X = TypeVar("X")
+"""Frames (batch, frames, ...) as a performer has them: a tensor, or a promise of one."""
+
+
+class Performer(Protocol[X]):
+    """Plays a score."""
+
+    def through(self, x: X, *layers: Layer) -> X:
+        """Send frames through layers, one after the other."""
+
+    def keep(self, x: X) -> X:
+        """Return frames that two readers need."""
+
+    def join(self, layer: Join, below: X, x: X) -> X:
+        """Put two sequences together."""
+
+    def fill(self, x: X, multiple: int) -> X:
+        """Add frames of zeros up to a multiple of so many."""
+
+    def cut(self, x: X, like: X) -> X:
+        """Take away frames beyond the number of those in `like`."""
+
+    def tap(self, x: X) -> None:
+        """Show what an auxiliary head may listen to."""
+
+
+class Whole:
+    """Plays with all frames at once, with gradients if they are wanted: for training and for export.
+
+    Args:
+        recompute: Keep the input of every layer only, and compute the rest again in the backward pass.
+        prepared: Use layers whose work on weights alone is done already; without gradients.
+    """
+
+    def __init__(self, *, recompute: bool = False, prepared: bool = False) -> None:
+        self.recompute = recompute and torch.is_grad_enabled()
+        self.prepared = prepared
+        self.taps: list[Tensor] = []
+        """What auxiliary heads listen to, in the order of the score."""
+
+    def through(self, x: Tensor, *layers: Layer) -> Tensor:
+        for layer in layers:
+            if self.recompute:
+                contexts = partial(_contexts, layer)
+                x = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = (layer.prepared() if self.prepared else layer)(x)
+        return x
+
+    def keep(self, x: Tensor) -> Tensor:
+        return x
+
+    def join(self, layer: Join, below: Tensor, x: Tensor) -> Tensor:
+        return layer.join(below, x)
+
+    def fill(self, x: Tensor, multiple: int) -> Tensor:
+        return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, -x.shape[1] % multiple)) if multiple > 1 else x
+
+    def cut(self, x: Tensor, like: Tensor) -> Tensor:
+        return x[:, : like.shape[1]]
+
+    def tap(self, x: Tensor) -> None:
+        self.taps.append(x)
+
+
+class Live(Whole):
+    """Plays a causal network step by step, each on as many frames as the network takes at a time.
+
+    Args:
+        state: What to go on from: `state` of the step before. Empty at the beginning.
+    """
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.state = dict(state)
+        """Everything that the next step needs, by the place in the score; the first axis is the batch."""
+        self._n_calls = 0
+
+    def through(self, x: Tensor, *layers: Layer) -> Tensor:
+        for layer in layers:
+            self._n_calls += 1
+            x = layer(x, Carry(self.state, str(self._n_calls)))
+        return x
+
+    def fill(self, x: Tensor, multiple: int) -> Tensor:
+        if x.shape[1] % multiple:
+            raise ValueError(f"a step takes a multiple of {multiple} frames, got {x.shape[1]}")
+        return x
+
+
+def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first and of the second computation."""
+    return nullcontext(), _frozen_statistics(layer)
+
+
+@contextmanager
+def _frozen_statistics(layer: nn.Module) -> Iterator[None]:
+    """Let batch normalisation leave its running statistics alone: they have seen these frames before."""
+    norms = [module for module in layer.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, n_batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, n_batches

@@ -1,0 +1,152 @@
+"""A causal network live: steps of any size give the whole, and nothing depends on what comes later."""
+
+import io
+
+import pytest
+import torch
+from tests.models.conftest import tiny_config
+from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
+
+from flasepformer.models import SepReformer, TFLocoformer
+
+NETWORKS = {
+    "FLA-SepReformer": lambda: SepReformer(tiny_config(causal=True, layer_scale=0.5)),
+    "with masks, three talkers": lambda: SepReformer(
+        tiny_config(causal=True, layer_scale=0.5, masking=True, n_sources=3, n_stages=3)
+    ),
+    "plain linear attention": lambda: SepReformer(
+        tiny_config(causal=True, layer_scale=0.5, attention="linear", gated=False, value_kernel_size=0)
+    ),
+    "FLA-TFLocoformer": lambda: TFLocoformer(tiny_tf_config(causal=True, normalize_variance=False)),
+    "even kernel, odd hop": lambda: TFLocoformer(
+        tiny_tf_config(causal=True, normalize_variance=False, feed_forward_kernel=8, hop_length=7)
+    ),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    network = NETWORKS[request.param]().eval()
+    for name, buffer in network.named_buffers():  # statistics as after a training
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.2, 0.2)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    return network
+
+
+def step_length(network):
+    return network.hop_length * network.frames_per_step
+
+
+def assert_same(estimates, expected):
+    assert estimates.shape == expected.shape
+    assert (estimates - expected).square().mean() < (1e-5 * expected.square().mean().sqrt()) ** 2
+
+
+def play(network, mixture, n_steps, state=None):
+    """Play a mixture live, so many steps at a time; return all estimates and the state."""
+    state, played = state or {}, []
+    with torch.no_grad():
+        for block in mixture.split(n_steps * step_length(network), dim=1):
+            estimates, state = network.step(block, state)
+            played.append(estimates)
+    return torch.cat(played, dim=-1), state
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_steps_of_any_size_are_the_whole(network, n_steps):
+    mixture = torch.randn(2, 30 * step_length(network))
+    played, _ = play(network, mixture, n_steps)
+    whole = network(mixture).detach()
+    assert_same(played[..., network.lead :], whole[..., : whole.shape[-1] - network.lead])
+
+
+@pytest.mark.parametrize("n_samples", [1, 999, 1600])
+def test_a_recording_in_pieces_is_the_whole(network, n_samples):
+    mixture = torch.randn(2, n_samples)
+    told = []
+    estimates = network.separate_in_pieces(mixture, progress=told.append, piece_length=20)
+    assert_same(estimates, network(mixture).detach())
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_what_was_said_stays_as_it_is_whatever_comes(network):
+    mixture = torch.randn(1, 20 * step_length(network))
+    heard = 12 * step_length(network)
+    other = torch.cat([mixture[:, :heard], torch.randn(1, mixture.shape[1] - heard)], dim=1)
+    with torch.no_grad():
+        first, second = network(mixture), network(other)
+    done = heard - network.lead
+    assert_same(second[..., :done], first[..., :done])
+    assert (second - first)[..., heard:].abs().max() > 0.1 * first.std()
+
+
+def test_the_state_does_not_grow_and_goes_on_from_a_file(network):
+    mixture = torch.randn(1, 24 * step_length(network))
+    middle = 16 * step_length(network)
+    early, state = play(network, mixture[:, :middle], 2)
+    sizes = {name: value.shape for name, value in state.items()}
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    late, after = play(network, mixture[:, middle:], 2, torch.load(file, weights_only=True))
+    assert {name: value.shape for name, value in after.items()} == sizes
+    assert_same(torch.cat([early, late], -1), play(network, mixture, 2)[0])
+
+
+def test_streams_that_began_apart_go_on_as_a_batch(network):
+    mixtures = torch.randn(2, 12 * step_length(network))
+    middle = 5 * step_length(network)
+    alone = [play(network, mixture[None], 1) for mixture in mixtures[:, :middle]]
+    together = {name: torch.cat([state[name] for _, state in alone]) for name in alone[0][1]}
+    played, _ = play(network, mixtures[:, middle:], 1, together)
+    assert_same(played, play(network, mixtures, 1)[0][..., middle:])
+
+
+def test_a_step_learns_as_the_whole_does(network):
+    network = network.double()
+    mixture = torch.randn(1, 6 * step_length(network)).double()
+    upstream = torch.randn(network.n_sources, mixture.shape[1] - network.lead).double()
+    whole = network(mixture)[0, :, : upstream.shape[1]]
+    state, played = {}, []
+    for block in mixture.split(2 * step_length(network), dim=1):
+        estimates, state = network.step(block, state)
+        played.append(estimates)
+    steps = torch.cat(played, -1)[0, :, network.lead :]
+    names = [name for name, _ in network.named_parameters() if not name.startswith("auxiliary")]
+    weights = [network.get_parameter(name) for name in names]
+    gradients = [torch.autograd.grad(y, weights, upstream) for y in (whole, steps)]
+    for expected, own in zip(*gradients, strict=True):
+        assert (own - expected).norm() <= 1e-8 * (expected.norm() + 1e-6)
+
+
+def test_the_step_can_be_exported_with_its_state(network):
+    class Step(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, samples, state):
+            return self.network.step(samples, state)
+
+    first, second = torch.randn(2, 1, step_length(network))
+    with torch.no_grad():
+        _, state = network.step(first, {})
+        program = torch.export.export(Step().eval(), (first, state), strict=False)
+        exported, exported_state = program.module()(second, state)
+        estimates, state = network.step(second, state)
+    assert_same(exported, estimates)
+    assert exported_state.keys() == state.keys()
+
+
+def test_what_is_no_whole_step_is_refused(network):
+    with pytest.raises(ValueError, match=f"a multiple of {step_length(network)} samples"):
+        network.step(torch.randn(1, step_length(network) + 1), {})
+
+
+def test_a_network_that_hears_the_future_cannot_be_played_live():
+    with pytest.raises(ValueError, match="only a causal network can be played live"):
+        SepReformer(tiny_config()).step(torch.randn(1, 64), {})
