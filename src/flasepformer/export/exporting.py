@@ -1,8 +1,11 @@
 """Write a network as an ONNX file, which appears under its name only when it is proved equal."""
 
 import json
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,8 +168,7 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
             f"export needs {error.name}: {how_to_install('export')}", name=error.name
         ) from error
     arguments, names, outputs, shapes = _example(graph)
-    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         try:
             program = torch.export.export(
                 graph, arguments, dynamic_shapes=shapes, strict=False,
@@ -193,6 +195,19 @@ def _name_axes(value: "onnx.ValueInfoProto", *names: str) -> None:
     for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
         if not axis.HasField("dim_value"):
             axis.dim_param = name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what PyTorch's exporter says to its own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _example(graph: nn.Module) -> tuple[tuple[Any, ...], list[str], list[str], Any]:

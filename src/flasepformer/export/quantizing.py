@@ -1,7 +1,6 @@
 """Smaller files: weights in fewer bits, unpacked when the file is loaded.
 
-The products themselves stay in float32. onnxruntime's dynamic quantisation, which multiplies integers, was
-measured as well and dropped: see docs/export.md.
+The products themselves stay in float32: the file gets smaller, not faster.
 """
 
 from typing import TYPE_CHECKING, Literal, get_args
