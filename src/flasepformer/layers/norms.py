@@ -27,11 +27,8 @@ class FrameNorm(nn.Module, ABC):
 class LayerNorm(nn.LayerNorm, FrameNorm):
     """`nn.LayerNorm` over the channels; see `FrameNorm`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_centred_for_export(x))
-
     def plain(self, x: Tensor) -> Tensor:
-        return F.layer_norm(_centred_for_export(x), self.normalized_shape, eps=self.eps)
+        return F.layer_norm(x, self.normalized_shape, eps=self.eps)
 
     def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         return weight * self.weight, torch.addmv(bias, weight, self.bias)
@@ -155,15 +152,6 @@ class GlobalNorm(GlobalLayer):
         gain = (self.weight * scale).to(wide.dtype)
         offset = (self.weight * shift + self.bias).to(wide.dtype)
         return torch.addcmul(offset, wide, gain).to(x.dtype)
-
-
-def _centred_for_export(x: Tensor) -> Tensor:
-    """Take the mean of the channels off in an exported graph, whose normalisation does so once more.
-
-    onnxruntime has the variance from the mean of the squares: of features that differ little from each other
-    hardly a digit is left, and a network in silence was 4e-3 of the RMS off.
-    """
-    return x - x.mean(-1, keepdim=True) if is_exporting() else x
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
