@@ -162,7 +162,7 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401  (PyTorch's exporter needs it)
+        import onnxscript.optimizer
     except ImportError as error:
         raise ImportError(
             f"export needs {error.name}: {how_to_install('export')}", name=error.name
@@ -174,13 +174,22 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
                 graph, arguments, dynamic_shapes=shapes, strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )  # fmt: skip
+            # Its optimizer takes an epsilon of 1e-8 for zero and drops it; onnxruntime optimizes on loading.
             translated = torch.onnx.export(
-                program, input_names=names, output_names=outputs, opset_version=OPSET, verbose=False
+                program,
+                input_names=names,
+                output_names=outputs,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ExportError(f"PyTorch cannot export {type(graph).__name__}: {reason}") from error
         assert translated is not None
+        onnxscript.optimizer.inline(translated.model)
+        onnxscript.optimizer.fold_constants(translated.model)
+        onnxscript.optimizer.remove_unused_nodes(translated.model)
         file = Path(folder) / "graph.onnx"
         translated.save(str(file), external_data=False)
         proto = onnx.load(str(file))

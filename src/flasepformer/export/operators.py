@@ -18,7 +18,7 @@ WEB_GPU = frozenset(
 network could need."""
 
 WEB_ASSEMBLY = frozenset(
-    "And Constant ConstantOfShape DequantizeLinear Identity IsNaN Max Min Mod Or Sum Trilu".split()  # noqa: SIM905
+    "And CastLike Constant ConstantOfShape DequantizeLinear Identity IsNaN Max Min Mod Or Sum Trilu".split()  # noqa: SIM905
 )
 """What onnxruntime-web has beside them only in WebAssembly, whose build has the CPU's operators: harmless for
 numbers and shapes, and for weights that are unpacked once."""
