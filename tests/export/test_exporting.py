@@ -129,10 +129,7 @@ def test_packed_weights_cost_what_their_bits_say(
     assert proof.quantized == kind
 
 
-OFF = pytest.mark.xfail(reason="2e-3 of the RMS off at 0.25 s, not yet found why", strict=False)
-
-
-@pytest.mark.parametrize("family", ["sepreformer", pytest.param("tflocoformer", marks=OFF)])
+@pytest.mark.parametrize("family", ["sepreformer", "tflocoformer"])
 def test_a_stream_gives_what_the_network_gives_live(family, tmp_path):
     torch.manual_seed(0)
     if family == "sepreformer":
@@ -210,9 +207,6 @@ def test_the_commands_explain_what_is_wrong(arguments, code, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    reason="onnxruntime is 4.4e-3 of the RMS off on this half second, not yet found why", strict=False
-)
 def test_the_verify_command_says_how_far_apart_they_are(exported, other_model, tmp_path):
     import soundfile
 
