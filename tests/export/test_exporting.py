@@ -64,15 +64,16 @@ def test_one_file_takes_every_length_and_batch(exported, n_samples):
     with torch.no_grad():
         expected = exported.network(mixture).numpy()
     separator = ExportedSeparator(exported.path)
-    assert difference(separator.separate(mixture.numpy()), expected) < 1e-4
-    assert difference(separator.separate(mixture[1].numpy()), expected[1]) < 1e-4
+    assert difference(separator.separate(mixture.numpy()), expected) < 1e-5
+    assert difference(separator.separate(mixture[1].numpy()), expected[1]) < 1e-5
 
 
 def test_the_proof_stands_beside_the_file(exported):
     written = json.loads(exported.path.with_suffix(".proof.json").read_text())
     assert [c["seconds"] for c in written["comparisons"]] == [1 / 8000, 0.25]
     assert max(c["rms_difference"] for c in written["comparisons"]) < 1e-5
-    assert min(c["si_snr_db"] for c in written["comparisons"][1:]) > 90
+    assert written["comparisons"][0]["si_snr_db"] is None
+    assert written["comparisons"][1]["si_snr_db"] > 90
     assert "RMS difference" in exported.path.with_suffix(".proof.md").read_text()
 
 
@@ -88,6 +89,7 @@ def test_the_file_says_what_it_is(exported):
     assert (facts.sample_rate, facts.n_sources, facts.kind, facts.quantized) == (8000, 2, "whole", "")
     assert facts.config["n_filters"] == 16
     assert facts.model_card.startswith("# ")
+    assert b".py" not in exported.path.read_bytes()  # no lines and folders of the machine that made it
     (mixture,) = onnx.load(exported.path).graph.input
     assert (mixture.name, [axis.dim_param for axis in mixture.type.tensor_type.shape.dim]) == (
         "mixture",
@@ -129,7 +131,7 @@ def test_packed_weights_cost_what_their_bits_say(
     assert proof.quantized == kind
 
 
-@pytest.mark.parametrize("family", ["sepreformer", "tflocoformer"])
+@pytest.mark.parametrize("family", [pytest.param("sepreformer", marks=pytest.mark.slow), "tflocoformer"])
 def test_a_stream_gives_what_the_network_gives_live(family, tmp_path):
     torch.manual_seed(0)
     if family == "sepreformer":
@@ -140,7 +142,7 @@ def test_a_stream_gives_what_the_network_gives_live(family, tmp_path):
         network = TFLocoformer(TFLocoformerConfig(**sizes, causal=True, normalize_variance=False))
     model = saved(network, tmp_path / "model")
     proof = export_model(model, tmp_path / "live.onnx", block_seconds=0.004, speech=SPEECH)
-    assert max(c.rms_difference for c in proof.comparisons) < 1e-4
+    assert max(c.rms_difference for c in proof.comparisons) < 1e-5
     stream = ExportedStream(tmp_path / "live.onnx")
     assert (stream.block_length, stream.delay) == (32, network.lead)
     mixture = 0.1 * torch.randn(1, 320)
@@ -149,7 +151,7 @@ def test_a_stream_gives_what_the_network_gives_live(family, tmp_path):
     for _ in range(2):  # a new stream remembers nothing of the one before
         stream.reset()
         played = np.concatenate([stream.step(block) for block in mixture[0].numpy().reshape(-1, 32)], axis=-1)
-        assert difference(played[:, network.lead :], whole[:, : 320 - network.lead]) < 1e-4
+        assert difference(played[:, network.lead :], whole[:, : 320 - network.lead]) < 1e-5
 
 
 def test_a_network_that_hears_the_future_is_no_stream(exported, tmp_path):
@@ -177,6 +179,18 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
 
     tracks = [soundfile.read(path) for path in done.stdout.splitlines()]
     assert [(len(track), rate) for track, rate in tracks] == [(8000, 8000), (8000, 8000)]
+    assert max(abs(track).max() for track, _ in tracks) < 1  # whatever the scale of the estimates
+
+
+def test_tracks_add_up_to_the_mixture_as_well_as_they_can(exported):
+    mixture = SPEECH.mixture[:2000]
+    separator = ExportedSeparator(exported.path)
+    estimates, tracks = separator.separate(mixture), separator.tracks(mixture)
+    gains = np.sum(tracks * estimates, axis=1) / np.sum(estimates**2, axis=1)
+    assert tracks == pytest.approx(gains[:, None] * estimates, abs=1e-6)
+    rest = mixture - tracks.sum(axis=0)
+    assert np.linalg.norm(rest) <= np.linalg.norm(mixture)
+    assert np.linalg.norm(tracks, axis=1).max() <= 2 * np.linalg.norm(mixture) + 1e-6
 
 
 def test_a_file_of_something_else_is_refused_in_words(tmp_path, exported):

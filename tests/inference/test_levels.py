@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flasepformer.inference.levels import explaining_gains, silent_spans, talking_rms
+from flasepformer.audio import explaining_gains
+from flasepformer.inference.levels import silent_spans, talking_rms
 
 
 def distance(mixture, estimates, gains):

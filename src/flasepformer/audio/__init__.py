@@ -5,6 +5,7 @@ read as far as it goes, and `Recording.warnings` says what is missing; one that 
 `AudioError` with the sentence to show. Nothing here imports torch.
 """
 
+from flasepformer.audio.levels import explaining_gains
 from flasepformer.audio.mixdown import mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, read_audio
 from flasepformer.audio.recording import AudioError, Recording
@@ -17,6 +18,7 @@ __all__ = [
     "AudioError",
     "Recording",
     "allowed_rate",
+    "explaining_gains",
     "mix_down",
     "read_audio",
     "resample",

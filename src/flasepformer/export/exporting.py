@@ -32,6 +32,9 @@ OPSET = 18
 MAX_BATCH = 1 << 12
 MAX_SAMPLES = 1 << 31
 
+MAX_FOLDED = 1 << 21
+"""Numbers in a tensor that may be computed beforehand: the matrix of the widest Fourier transform we use."""
+
 
 def export_model(
     model: str | Path,
@@ -188,15 +191,26 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
             raise ExportError(f"PyTorch cannot export {type(graph).__name__}: {reason}") from error
         assert translated is not None
         onnxscript.optimizer.inline(translated.model)
-        onnxscript.optimizer.fold_constants(translated.model)
+        onnxscript.optimizer.fold_constants(
+            translated.model, input_size_limit=MAX_FOLDED, output_size_limit=MAX_FOLDED
+        )
         onnxscript.optimizer.remove_unused_nodes(translated.model)
         file = Path(folder) / "graph.onnx"
         translated.save(str(file), external_data=False)
         proto = onnx.load(str(file))
+    _forget_the_making(proto.graph)
     if isinstance(graph, WholeRecording):
         _name_axes(proto.graph.input[0], "batch", "time")
         _name_axes(proto.graph.output[0], "batch", "source", "time")
     return proto
+
+
+def _forget_the_making(graph: "onnx.GraphProto") -> None:
+    """Drop what the exporter notes for its developers: of every node the lines and folders it came from."""
+    del graph.metadata_props[:], graph.value_info[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
 
 
 def _name_axes(value: "onnx.ValueInfoProto", *names: str) -> None:

@@ -1,5 +1,6 @@
 """The proof that an exported file gives the numbers of the network, on real speech of several lengths."""
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -83,8 +84,8 @@ class Comparison:
     """Of any sample."""
     rms_difference: float
     """Root mean square of the difference, in that of PyTorch's estimates."""
-    si_snr_db: float
-    """SI-SNR of the file's estimates with PyTorch's as the truth."""
+    si_snr_db: float | None
+    """SI-SNR of the file's estimates with PyTorch's as the truth; None of one sample, and of silence."""
     onnx_seconds: float
     """Processor time of the exported file."""
     torch_seconds: float
@@ -122,7 +123,8 @@ class Proof:
         rows = [
             (
                 f"{c.seconds:.4g}", f"{c.largest_difference:.1e}", f"{c.rms_difference:.1e}",
-                f"{c.si_snr_db:.1f} dB", f"{c.onnx_seconds:.3f}", f"{c.torch_seconds:.3f}",
+                "-" if c.si_snr_db is None else f"{c.si_snr_db:.1f} dB",
+                f"{c.onnx_seconds:.3f}", f"{c.torch_seconds:.3f}",
                 *("?" if mb is None else f"{mb:.0f}" for mb in (c.onnx_megabytes, c.torch_megabytes)),
             )
             for c in self.comparisons
@@ -209,12 +211,12 @@ def _compare(
     largest = float(np.abs(difference).max())
     scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
     rms = float(np.sqrt(np.mean(difference**2))) / (scale if scale > SILENCE else 1.0)
-    close = si_snr(torch.from_numpy(got).double(), torch.from_numpy(expected).double())
+    close = float(si_snr(torch.from_numpy(got).double(), torch.from_numpy(expected).double()).mean())
     return Comparison(
         seconds,
         largest,
         rms,
-        round(float(close.mean()), 2),
+        round(close, 2) if math.isfinite(close) else None,
         onnx_seconds,
         torch_seconds,
         onnx_bytes,

@@ -22,6 +22,7 @@ import flasepformer
 from flasepformer.audio import (
     WRITABLE_FORMATS,
     allowed_rate,
+    explaining_gains,
     mix_down,
     read_audio,
     resample,
@@ -34,7 +35,7 @@ from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
-from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
+from flasepformer.inference.levels import SILENCE_PEAK, silent_spans, talking_rms
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError

@@ -3,7 +3,7 @@
     from flasepformer.onnx import ExportedSeparator
 
     separator = ExportedSeparator("talk.onnx")
-    estimates = separator.separate(mixture)  # (time,) at separator.sample_rate to (source, time)
+    tracks = separator.tracks(mixture)  # (time,) at separator.sample_rate to (source, time)
 
 `python -m flasepformer.onnx talk.onnx talk.wav tracks/` does it with files. Nothing in this room, nor in what
 it imports, needs torch: `pip install --no-deps flasepformer`, `pip install numpy onnxruntime soundfile soxr`.

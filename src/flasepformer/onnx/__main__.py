@@ -20,9 +20,9 @@ def main() -> int:
         separator = ExportedSeparator(arguments.model)
         recording = read_audio(arguments.recording)
         mono, rate = recording.samples.mean(axis=0), recording.sample_rate
-        estimates = separator.separate(resample(mono, rate, separator.sample_rate))
+        tracks = separator.tracks(resample(mono, rate, separator.sample_rate))
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        for number, track in enumerate(estimates, start=1):
+        for number, track in enumerate(tracks, start=1):
             path = arguments.folder / f"{arguments.recording.stem}_{number}.wav"
             write_audio(path, track, separator.sample_rate)
             print(path)

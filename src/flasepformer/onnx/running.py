@@ -133,6 +133,8 @@ class ExportedSeparator(_Exported):
     def separate(self, mixture: NDArray[np.floating]) -> NDArray[np.float32]:
         """Separate a mixture (time,) or several (batch, time): (source, time) or (batch, source, time).
 
+        The scale of an estimate means nothing; see `tracks`.
+
         Raises:
             InputError: If it is something else, empty, or has samples that are no numbers.
         """
@@ -146,6 +148,19 @@ class ExportedSeparator(_Exported):
         batch = np.ascontiguousarray(np.atleast_2d(mixture), dtype=np.float32)
         (estimates,) = self.session.run(["estimates"], {"mixture": batch})
         return estimates[0] if mixture.ndim == 1 else estimates
+
+    def tracks(self, mixture: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Separate a mixture (time,): (source, time), at the levels that add up to the mixture.
+
+        Raises:
+            InputError: See `separate`.
+        """
+        if mixture.ndim != 1:
+            raise InputError(f"mixture must be (time,), got {mixture.shape}")
+        from flasepformer.audio import explaining_gains  # here, since the room needs soundfile and soxr
+
+        estimates = self.separate(mixture)
+        return estimates * explaining_gains(mixture, estimates).astype(np.float32)[:, None]
 
 
 class ExportedStream(_Exported):
