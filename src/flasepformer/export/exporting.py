@@ -199,6 +199,7 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
         translated.save(str(file), external_data=False)
         proto = onnx.load(str(file))
     _forget_the_making(proto.graph)
+    _share_constants(proto.graph)
     if isinstance(graph, WholeRecording):
         _name_axes(proto.graph.input[0], "batch", "time")
         _name_axes(proto.graph.output[0], "batch", "source", "time")
@@ -211,6 +212,21 @@ def _forget_the_making(graph: "onnx.GraphProto") -> None:
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
         part.ClearField("doc_string")
+
+
+def _share_constants(graph: "onnx.GraphProto") -> None:
+    """Keep one of every set of equal constants: folding gives each user of a weight its own."""
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    for tensor in list(graph.initializer):
+        content = tensor.raw_data + repr((tensor.data_type, list(tensor.dims))).encode()
+        if not tensor.raw_data or first.setdefault(content, tensor.name) == tensor.name:
+            continue
+        names[tensor.name] = first[content]
+        graph.initializer.remove(tensor)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
 
 
 def _name_axes(value: "onnx.ValueInfoProto", *names: str) -> None:

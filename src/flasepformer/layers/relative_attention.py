@@ -28,7 +28,7 @@ class RelativePositions(nn.Module):
         """Return (2 n_frames, head_dim): the vectors for distances from n_frames - 1 down to -n_frames."""
         limit = self.table.shape[0] // 2
         distance = torch.arange(n_frames - 1, -n_frames - 1, -1, device=self.table.device)
-        return self.table[distance.clamp(-limit, limit - 1) + limit]
+        return self.table.index_select(0, distance.clamp(-limit, limit - 1) + limit)
 
 
 class RelativeAttention(nn.Module):
@@ -93,7 +93,7 @@ def relative_attention(
     # An exported network does not know how many recordings, and so heads, there are.
     free = torch.compiler.is_compiling()
     heads = [every] if free else zip(*(x.split(n_at_once) for x in every), strict=True)
-    attended = torch.cat([_attend(*parts, positions, dropout, block_length) for parts in heads])
+    attended = torch.cat([_attend(q, k, v, positions, dropout, block_length) for q, k, v in heads])
     return attended.squeeze(1).unflatten(0, query.shape[:2])
 
 
