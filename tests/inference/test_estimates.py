@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from flasepformer.inference.estimates import SAMPLE_BYTES, need_beside_frames
+from flasepformer.inference.estimates import need_beside_frames, signal_bytes
 from flasepformer.models import load_model
 
 TOO_MUCH, TOO_LITTLE = 2.0, 1.4
@@ -71,7 +71,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):
     n_samples = 120 * 8000
-    limit = need_beside_frames(load_model("default"), n_samples) + n_samples * SAMPLE_BYTES + 6_000_000
+    limit = need_beside_frames(load_model("default"), n_samples) + signal_bytes(2, n_samples) // 2
     measured = measure(tmp_path, "default", 120, memory=limit)
     assert measured["mode"] == "whole"
     assert measured["disk"] > 5_000_000

@@ -9,7 +9,7 @@ imports torch.
 
 from flasepformer.audio.blocks import BLOCK_LENGTH, ArrayStream, Stream, regular_blocks, silent_blocks
 from flasepformer.audio.mixdown import Channels, MixDown, mix_down, talkers_have_channels
-from flasepformer.audio.reading import AUDIO_EXTENSIONS, RecordingFile, read_audio
+from flasepformer.audio.reading import AUDIO_EXTENSIONS, KEPT_BYTES, RecordingFile, read_audio
 from flasepformer.audio.recording import AudioError, Recording
 from flasepformer.audio.resampling import resample, resample_blocks, resampled_length
 from flasepformer.audio.stored import StoredSignals
@@ -18,6 +18,7 @@ from flasepformer.audio.writing import WRITABLE_FORMATS, allowed_rate, write_aud
 __all__ = [
     "AUDIO_EXTENSIONS",
     "BLOCK_LENGTH",
+    "KEPT_BYTES",
     "WRITABLE_FORMATS",
     "ArrayStream",
     "AudioError",

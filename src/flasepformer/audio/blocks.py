@@ -13,11 +13,16 @@ BLOCK_LENGTH = 1 << 15
 class Stream(Protocol):
     """A recording that can be gone through from its beginning, as often as is needed."""
 
-    sample_rate: int
-    """Hz."""
-    n_channels: int
-    n_samples: int
-    """Length of every channel."""
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+
+    @property
+    def n_channels(self) -> int: ...
+
+    @property
+    def n_samples(self) -> int:
+        """Length of every channel."""
 
     def blocks(self, length: int = BLOCK_LENGTH) -> Iterator[NDArray[np.float32]]:
         """Yield (channel, length) one after the other, finite; only the last one may be shorter."""

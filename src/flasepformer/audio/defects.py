@@ -18,7 +18,7 @@ _SHORTEST_PLATEAU = 3
 
 
 def replace_non_finite(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-    """Return samples with 0 in place of NaN and infinity, themselves if there are none; and how many there are.
+    """Return samples with 0 for NaN and infinity, themselves if there are none; and how many there are.
 
     >>> replace_non_finite(np.array([1.0, np.nan], np.float32))
     (array([1., 0.], dtype=float32), 1)

@@ -127,7 +127,9 @@ class MediaDecoder:
                 self.n_promised = round((track.seconds or 0.0) * track.rate)
                 yield from track.samples.take()
         yield from track.finish()
-        note = f"the file has {len(streams)} audio streams ({listing}); stream 0 is used, another can be chosen"
+        note = (
+            f"the file has {len(streams)} audio streams ({listing}); stream 0 is used, another can be chosen"
+        )
         self.warnings = (*((note,) if len(streams) > 1 and chosen is None else ()), *track.warnings)
 
 
@@ -313,8 +315,7 @@ class _Track:
         return round(min(ends) * self.rate)
 
     def finish(self) -> Iterator["NDArray[np.float32]"]:
-        """Yield what is left, without what the encoder added at the end, and say what went wrong on the way.
-        """
+        """Yield what is left, without what the encoder added at the end, and say what went wrong."""
         self._flush()
         if self.samples is None:
             why = "; it may be protected (DRM)" if self.damaged else ""

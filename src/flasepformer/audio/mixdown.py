@@ -45,7 +45,7 @@ class Channels:
         self.n_samples = 0
         self.peak = 0.0
         """Largest absolute sample of all channels."""
-        self._n_channels, self._sample_rate = n_channels, sample_rate
+        self.n_channels, self._sample_rate = n_channels, sample_rate
         self._equal = True
         self._energies, self._sums = np.zeros(n_channels), np.zeros(n_channels)
         self._energy_of_mean = self._sum_of_mean = 0.0
@@ -58,7 +58,7 @@ class Channels:
         self._equal = self._equal and all(np.array_equal(block[0], channel) for channel in block[1:])
         self._sums += [float(channel.sum(dtype=np.float64)) for channel in block]
         self._energies += [_energy(channel) for channel in block]
-        if self._n_channels > 1:
+        if self.n_channels > 1:
             mean = _average(block)
             self._energy_of_mean += _energy(mean)
             self._sum_of_mean += float(mean.sum(dtype=np.float64))
@@ -69,7 +69,7 @@ class Channels:
         """Decide how to make one of the channels: their mean, or the strongest where they would cancel."""
         if self._equal:
             return MixDown(0, self._sums[0] / self.n_samples)  # the mean of equal channels, not rounded
-        if self._n_channels**2 * self._energy_of_mean >= CANCELLED * self._energies.sum():
+        if self.n_channels**2 * self._energy_of_mean >= CANCELLED * self._energies.sum():
             return MixDown(None, self._sum_of_mean / self.n_samples)
         strongest = int(self._energies.argmax())
         warning = (

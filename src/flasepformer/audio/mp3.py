@@ -22,7 +22,8 @@ class Mp3Stream:
     """What the headers of an MP3 file tell."""
 
     parts: tuple[slice | bytes, ...]
-    """Parts of the file, with silent frames in place of the lost ones, so that what follows keeps its time."""
+    """Of the file, with silent frames in place of the lost ones, so that what follows keeps its time; nothing
+    if none are lost."""
     lost: tuple[int, ...]
     """Samples, in the time of the decoded recording, at which frames are lost."""
     tells_length: bool

@@ -19,7 +19,6 @@ import soundfile
 from numpy.typing import NDArray
 
 from flasepformer.audio.blocks import BLOCK_LENGTH, regular_blocks, silent_blocks
-
 from flasepformer.audio.content import WavHeader, audio_kind, looks_like, read_wav_header
 from flasepformer.audio.defects import Checkup, replace_non_finite
 from flasepformer.audio.media import (
@@ -92,16 +91,15 @@ class RecordingFile:
         kept_bytes: Decoded samples up to this size are kept in memory for the next time.
 
     Raises:
-        AudioError: When the file cannot be opened, or turns out to be unreadable, also in `blocks`. The message
-            names the path and says why.
+        AudioError: When the file cannot be opened, or turns out to be unreadable, also in `blocks`. The
+            message names the path and says why.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, stream: int | None = None, kept_bytes: int = KEPT_BYTES
     ) -> None:
         self.path, self.n_promised = path, 0
-        """Samples of each channel that the header promises, known from the first block on; 0 if it does not say.
-        """
+        """Length by the header, known from the first block on; 0 if it does not say."""
         self._kept_bytes = kept_bytes
         self._kept: list[NDArray[np.float32]] | None = None
         self._facts: tuple[int, int, int, tuple[str, ...]] | None = None
@@ -111,7 +109,8 @@ class RecordingFile:
             mode = Path(path).stat().st_mode  # before opening: a pipe would wait for its other end
             if not stat.S_ISREG(mode):
                 raise AudioError(f"is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, not a recording")
-            self._file = Path(path).open("rb", buffering=0)  # libsndfile moves the same descriptor
+            # without a buffer, as libsndfile moves the same descriptor
+            self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
             try:
                 self._size = os.fstat(self._file.fileno()).st_size
                 self._source = _Source(self._file, self._size, stream)
@@ -136,6 +135,11 @@ class RecordingFile:
     def warnings(self) -> tuple[str, ...]:
         """What is wrong with the recording, one sentence each; empty when nothing is."""
         return self._known()[3]
+
+    @property
+    def n_kept_bytes(self) -> int:
+        """Memory that the decoded samples take."""
+        return sum(block.nbytes for block in self._kept or ())
 
     def _known(self) -> tuple[int, int, int, tuple[str, ...]]:
         assert self._facts is not None, "has to be gone through first"

@@ -33,7 +33,7 @@ class StoredSignals:
             self._samples = np.zeros((n_signals, n_samples), np.float32)
             return
         size = n_signals * n_samples * _SAMPLE_BYTES
-        self._file = tempfile.TemporaryFile(prefix="flasepformer-", dir=folder, buffering=0)
+        self._file = tempfile.TemporaryFile(prefix="flasepformer-", dir=folder, buffering=0)  # noqa: SIM115
         try:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
                 os.posix_fallocate(self._file.fileno(), 0, size)
@@ -49,7 +49,7 @@ class StoredSignals:
             return self._samples[:, first:last]
         samples = np.empty((self.n_signals, last - first), np.float32)
         for index, signal in enumerate(samples):
-            view = memoryview(signal).cast("B")
+            view = memoryview(signal.data).cast("B")
             with self._lock:
                 file, n_read = self._moved(index, first), 0
                 while n_read < len(view):
@@ -65,7 +65,7 @@ class StoredSignals:
             self._samples[:, first : first + samples.shape[1]] = samples
             return
         for index, signal in enumerate(samples):
-            view = memoryview(np.ascontiguousarray(signal, np.float32)).cast("B")
+            view = memoryview(np.ascontiguousarray(signal, np.float32).data).cast("B")
             with self._lock:
                 file = self._moved(index, first)
                 while len(view):

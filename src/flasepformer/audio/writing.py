@@ -104,7 +104,8 @@ def write_audio(
             f"{channels.dtype} {channels.shape}"
         )
     blocks = (channels[:, start : start + _BLOCK] for start in range(0, channels.shape[1], _BLOCK))
-    target = _Target(path, *channels.shape, sample_rate, subtype)
+    n_channels, n_samples = channels.shape
+    target = _Target(path, n_channels, n_samples, sample_rate, subtype)
     target.check(channels)
     target.write(blocks)
 
@@ -138,7 +139,8 @@ class _Target:
             )
         if n_channels > audio_format.max_channels:
             raise ValueError(
-                f"{self.path.suffix} files hold at most {audio_format.max_channels} channels, got {n_channels}"
+                f"{self.path.suffix} files hold at most {audio_format.max_channels} channels, "
+                f"got {n_channels}"
             )
         if sample_rate < 1 or (nearest := audio_format.rate(sample_rate)) != sample_rate:
             hint = f"; resample to {nearest} Hz" if sample_rate >= 1 else ""
@@ -188,7 +190,9 @@ class _Target:
                 for start in range(0, block.shape[1], _BLOCK):
                     part = block[:, start : start + _BLOCK]
                     self.check(part)
-                    encoder.submit(_write_unless_closed, sound, sink, _in_format(part.T, self.subtype)).result()
+                    encoder.submit(
+                        _write_unless_closed, sound, sink, _in_format(part.T, self.subtype)
+                    ).result()
                     if sink.failure is not None:
                         raise sink.failure
             encoder.submit(sound.close).result()

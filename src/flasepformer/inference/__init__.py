@@ -19,13 +19,8 @@ from flasepformer.inference.outputs import (
 )
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.precisions import pick_precision
-from flasepformer.inference.separator import (
-    FileOptions,
-    Progress,
-    SeparationReport,
-    Separator,
-    best_weights,
-)
+from flasepformer.inference.reports import SeparationReport
+from flasepformer.inference.separator import FileOptions, Progress, Separator, best_weights
 
 __all__ = [
     "AlreadySeparated",

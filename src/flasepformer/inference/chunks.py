@@ -27,7 +27,8 @@ Samples = NDArray[np.float32]
 class Signals(Protocol):
     """Samples that are read where they are needed."""
 
-    n_samples: int
+    @property
+    def n_samples(self) -> int: ...
 
     def read(self, first: int, last: int) -> Samples:
         """Return (signal, last - first), not to be changed in place."""

@@ -90,7 +90,7 @@ class TalkingLevel:
 
     def add(self, waveform: Samples) -> None:
         """Take the next samples (time,)."""
-        self._energies.append(self._blocks.reduce(waveform, _energies))
+        self._energies.append(self._blocks.reduce(waveform, _energies).astype(np.float64))
 
     def rms(self) -> float:
         """Return the root mean square over the blocks at most 40 dB below the loudest one."""

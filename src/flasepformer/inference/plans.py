@@ -188,9 +188,7 @@ class Planner:
         )
         return self._plan_chunks(n_samples, usable, reason)
 
-    def _piece_length(
-        self, n_samples: int, usable: float, device: torch.device
-    ) -> tuple[int | None, int]:
+    def _piece_length(self, n_samples: int, usable: float, device: torch.device) -> tuple[int | None, int]:
         """Return the largest pieces that fit, None for those that are fastest; and the least memory then."""
         least = need_beside_frames(self._model, n_samples)
         if device.type != "cpu":

@@ -235,7 +235,7 @@ class Pieces:
         return _Kept(frames), summary
 
     def _store(self, x: Readable, summarize: Callable[[Tensor], Any] | None) -> tuple[Frames, Any]:
-        """Make all frames, in the room of those that they are made of where that can be; with their summary."""
+        """Make all frames, where it can be in the room of those that they are made of; and their summary."""
         if isinstance(x, _Kept) and summarize is None:
             return x.frames, None
         frames = self._room(x, torch.empty(0, device="meta")) if self.rehearsal else None
