@@ -1,10 +1,12 @@
 """Recordings that come in blocks of time, whatever they are made of."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Sample = TypeVar("Sample", bound=np.floating[Any])
 
 BLOCK_LENGTH = 1 << 15
 """Frames that are worked on at a time: enough for numpy, little for the memory."""
@@ -47,14 +49,14 @@ class ArrayStream:
 
 
 def regular_blocks(
-    blocks: Iterable[NDArray[np.float32]], length: int = BLOCK_LENGTH
-) -> Iterator[NDArray[np.float32]]:
+    blocks: Iterable[NDArray[Sample]], length: int = BLOCK_LENGTH
+) -> Iterator[NDArray[Sample]]:
     """Cut and join blocks (channel, any time) to blocks of one length; only the last one may be shorter.
 
     >>> [block.shape[1] for block in regular_blocks([np.zeros((1, n)) for n in (3, 1, 8, 2)], 4)]
     [4, 4, 4, 2]
     """
-    waiting: list[NDArray[np.float32]] = []
+    waiting: list[NDArray[Sample]] = []
     missing = length
     for block in blocks:
         while block.shape[1]:
@@ -88,5 +90,5 @@ def first_samples(blocks: Iterable[NDArray[np.float32]], n_samples: int) -> Iter
     yield from silent_blocks(n_channels, n_samples)
 
 
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _joined(parts: list[NDArray[Sample]]) -> NDArray[Sample]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

@@ -14,6 +14,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from flasepformer.audio.blocks import regular_blocks
+
 _BLOCK = 2**16  # frames encoded at a time; libsndfile overflows its stack on long blocks of Vorbis
 _WAV_LIMIT = 2**32 - 2**16  # bytes of samples that the 32-bit sizes of WAV can hold, with room for its header
 _INTEGER_BITS = MappingProxyType({"PCM_16": 16, "PCM_24": 24})
@@ -186,15 +188,14 @@ class _Target:
         encoder = ThreadPoolExecutor(max_workers=1)
         try:
             sound = encoder.submit(self._open, sink).result()
-            for block in blocks:
-                for start in range(0, block.shape[1], _BLOCK):
-                    part = block[:, start : start + _BLOCK]
-                    self.check(part)
-                    encoder.submit(
-                        _write_unless_closed, sound, sink, _in_format(part.T, self.subtype)
-                    ).result()
-                    if sink.failure is not None:
-                        raise sink.failure
+            for block in regular_blocks(
+                blocks, _BLOCK
+            ):  # what Vorbis makes of samples depends on their blocks
+                self.check(block)
+                samples = _in_format(block.T, self.subtype)
+                encoder.submit(_write_unless_closed, sound, sink, samples).result()
+                if sink.failure is not None:
+                    raise sink.failure
             encoder.submit(sound.close).result()
             if sink.failure is not None:  # in the last bytes, where libsndfile does not look
                 raise sink.failure
