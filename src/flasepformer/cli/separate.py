@@ -60,7 +60,7 @@ def separate(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Most memory for a recording, such as 800M or 4G; by default half of what is free."
+            help="Most memory for a recording of any length, such as 800M; by default half of what is free."
         ),
     ] = None,
     chunk_seconds: Annotated[float, typer.Option(min=1.0, help="Length of a chunk.")] = 30.0,
@@ -86,8 +86,8 @@ def separate(
     """Separate each recording into one file per talker, with a JSON report beside them.
 
     Tracks that exist are kept, so the same command does what is missing; a recording that was interrupted
-    starts again. Long recordings need little memory: what does not fit goes to temporary files (in TMPDIR)
-    or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
+    starts again from its beginning. Recordings of any length need little memory: what does not fit goes to
+    temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
     device, memory or disk, 130 interrupted.
     """
     if not out:
