@@ -84,7 +84,7 @@ def test_no_measurement_starts_past_the_time_budget():
 def test_a_precision_has_its_rate():
     """That the rates are measured, and what they can be: see tests/commands/test_benchmark.py."""
     rates = MachineRates(device="cpu", float32_flops=2e9, bf16_flops=None, bandwidth=1e9)
-    assert (rates.flops("float32"), rates.flops("bf16")) == (2e9, None)
+    assert (rates.flops("float32"), rates.flops("bfloat16")) == (2e9, None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")

@@ -78,7 +78,7 @@ def _measure(model: "SeparationNetwork", case: Case) -> dict[str, Any]:
     sample_rate = model.sample_rate
     n_samples = round(case.seconds * sample_rate)
     mixture = 0.1 * torch.randn(1, n_samples, generator=torch.Generator().manual_seed(0)).to(case.device)
-    autocast = torch.autocast(case.device, torch.bfloat16) if case.precision == "bf16" else nullcontext()
+    autocast = torch.autocast(case.device, torch.bfloat16) if case.precision == "bfloat16" else nullcontext()
     with torch.inference_mode(), autocast:
         separate(
             model, mixture[:, : round(WARM_UP_SECONDS * sample_rate) if case.device == "cpu" else n_samples]

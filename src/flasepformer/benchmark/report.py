@@ -158,7 +158,7 @@ class Report:
         """Return one paragraph that names the machine, its rates, the versions and the command."""
         facts = [f"{name.replace('_', ' ')} {value}" for name, value in self.machine.items()]
         if self.rates:
-            products = {"float32": self.rates.float32_flops, "bf16": self.rates.bf16_flops}
+            products = {"float32": self.rates.float32_flops, "bfloat16": self.rates.bf16_flops}
             facts.append(f"device {self.rates.device}")
             facts += [f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in products.items() if rate]
             facts.append(f"copy {self.rates.bandwidth / 1e9:.1f} GB/s")

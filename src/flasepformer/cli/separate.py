@@ -87,8 +87,8 @@ def separate(
 
     Tracks that exist are kept, so the same command does what is missing; a recording that was interrupted
     starts again from its beginning. Recordings of any length need little memory: what does not fit goes to
-    temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
-    device, memory or disk, 130 interrupted.
+    temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed,
+    2 wrong usage, 3 no usable model, device, memory or disk, 130 interrupted.
     """
     if not out:
         raise typer.BadParameter("--out must name a folder, or be - for standard output")
@@ -270,6 +270,8 @@ class _Run:
             for note in outcome["notes"]:
                 if f"{job.source}: {note}" not in self.told:
                     self._note(f"note: {job.source}: {note}")
+        if doubt := _doubt(outcome.get("confidence")):
+            self._note(f"unsure: {job.source}: {doubt}")
         for track in outcome["tracks"] if self.prints_tracks else ():
             print_result(track)
 
@@ -303,6 +305,16 @@ class _Run:
     def _note(self, line: str) -> None:
         if not self.quiet:
             print_message(line)
+
+
+def _doubt(confidence: dict[str, Any] | None) -> str:
+    """Name the tracks that are probably not one talker, by the report; nothing if there are none."""
+    from flasepformer.inference.confidence import UNSURE
+
+    shares = confidence["tracks"] if confidence else ()
+    low = [(n, share) for n, share in enumerate(shares, 1) if share is not None and share < UNSURE]
+    named = " and ".join(f"{n} ({share:.0%})" for n, share in low)
+    return f"track {named} may not be one talker alone" if low else ""
 
 
 def separate_one(separator: "Separator", options: "FileOptions", job: Job) -> dict[str, Any]:

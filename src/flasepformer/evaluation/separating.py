@@ -45,7 +45,8 @@ def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions 
     if run_options is None:
         return partial(_through_network, model)
     network = _network_of(model)
-    return partial(_as_recording, Separator(network, next(network.parameters()).device, **run_options))
+    fixed: RunOptions = {**run_options, "shorter_chunks": False}  # scores must not depend on the memory
+    return partial(_as_recording, Separator(network, next(network.parameters()).device, **fixed))
 
 
 def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:

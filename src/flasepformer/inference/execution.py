@@ -45,6 +45,9 @@ class RunOptions(TypedDict, total=False):
     """What two chunks have in common, at most half a chunk; 5 by default."""
     precision: Precision
     """Of the model's arithmetic, "float32" by default. What overflows in float16 is done again in float32."""
+    shorter_chunks: bool
+    """Halve chunks for which there is too little memory, as by default; otherwise the recording is refused,
+    and the result never depends on the memory."""
 
 
 @dataclass
@@ -71,6 +74,7 @@ class ModelRunner:
         chunk_seconds: Length of a chunk.
         overlap_seconds: What two chunks have in common.
         precision: Of the model's arithmetic.
+        shorter_chunks: Whether chunks that do not fit are halved.
 
     Raises:
         DeviceError: The device cannot be used.
@@ -87,6 +91,7 @@ class ModelRunner:
         chunk_seconds: float = 30.0,
         overlap_seconds: float = 5.0,
         precision: Precision = "float32",
+        shorter_chunks: bool = True,
     ) -> None:
         for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
             if value not in get_args(kinds):
@@ -108,7 +113,7 @@ class ModelRunner:
         chunk_length, overlap = (
             round(seconds * self.sample_rate) for seconds in (chunk_seconds, overlap_seconds)
         )
-        self._planner = Planner(self._original, mode, limit, chunk_length, overlap)
+        self._planner = Planner(self._original, mode, limit, chunk_length, overlap, shorter_chunks)
 
     def plan(self, n_samples: int, *, held_bytes: int = 0) -> Plan:
         """Decide how a mixture goes through the model on its device; see `Planner.plan`."""

@@ -73,16 +73,24 @@ class Planner:
         memory: Most bytes for one recording; None takes a share of what is free.
         chunk_length: Samples in a chunk.
         overlap: Samples that two chunks have in common.
+        shorter_chunks: Halve chunks that do not fit; otherwise the recording is refused.
     """
 
     def __init__(
-        self, model: SeparationNetwork, mode: Mode, memory: int | None, chunk_length: int, overlap: int
+        self,
+        model: SeparationNetwork,
+        mode: Mode,
+        memory: int | None,
+        chunk_length: int,
+        overlap: int,
+        shorter_chunks: bool = True,
     ) -> None:
         self._model = model
         self._mode = mode
         self._memory = memory
         self._chunk_length = chunk_length
         self._overlap = overlap
+        self._shorter_chunks = shorter_chunks
         self._sample_rate, self._n_sources = model.sample_rate, model.n_sources
 
     def plan(self, n_samples: int, device: torch.device, *, held_bytes: int = 0) -> Plan:
@@ -220,7 +228,7 @@ class Planner:
         raise self.shortage(memory_bytes, usable, n_samples)
 
     def _halved(self, plan: Plan) -> Plan | None:
-        if plan.chunk_length < 2 * MIN_CHUNK_SECONDS * self._sample_rate:
+        if not self._shorter_chunks or plan.chunk_length < 2 * MIN_CHUNK_SECONDS * self._sample_rate:
             return None
         return replace(plan, chunk_length=plan.chunk_length // 2, overlap=plan.overlap // 2, need=None)
 

@@ -45,6 +45,8 @@ class SeparationReport:
     doubtful_joins: tuple[dict[str, float], ...]
     """Those at which two talkers may have changed tracks: "seconds" into the recording, and the "margin" with
     which their tracks agree better than with two of them swapped."""
+    confidence: dict[str, Any] | None
+    """How sure it is that each track is one talker, see `Confidence.as_dict`; None without a model."""
     gain: float
     """Gain of all tracks against the mixture: 1, or less where a format would have clipped."""
     warnings: tuple[str, ...]

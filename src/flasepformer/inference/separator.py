@@ -431,6 +431,7 @@ class Separator:
                 doubtful_joins=tuple(
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
+                confidence=self._confidence(separation),
                 gain=fit.gain,
                 warnings=self._cautions + recording.warnings + separation.warnings + fit.warnings,
                 notes=separation.notes + fit.notes,
@@ -463,6 +464,12 @@ class Separator:
         if memory is not None:
             kept_bytes = min(kept_bytes, memory // 20)
         return RecordingFile(path, stream=options.get("stream"), kept_bytes=kept_bytes)
+
+    def _confidence(self, separation: _Separation) -> dict[str, Any] | None:
+        """Judge tracks that a model has made of several talkers."""
+        if not isinstance(separation.tracks, SeparatedTracks) or self.n_sources < 2:
+            return None
+        return separation.tracks.confidence().as_dict()
 
     def _check_room(self, folder: Path, found: Survey, form: str, subtype: str) -> None:
         """Raise before the work if there is no room for tracks whose size is known."""

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from flasepformer.audio import (
     silent_blocks,
 )
 from flasepformer.inference.chunks import Signals
+from flasepformer.inference.confidence import Confidence, confidence_of
 from flasepformer.inference.levels import Products
 
 INTEGER_PEAK = 0.999
@@ -95,12 +96,19 @@ class SeparatedTracks:
     ) -> None:
         self.n_tracks, self.n_samples, self.sample_rate = estimates.n_signals, n_samples, sample_rate
         self._estimates, self._rate, self._silent = estimates, rate, silent
+        self._mixture, self._level = mixture, level
         sums = sum(block.sum(axis=1, dtype=np.float64) for _, block in _read(estimates))
         self._means = (sums / estimates.n_samples).astype(np.float32)[:, None]
         products = Products(self.n_tracks)
         for first, block in _read(estimates):
             products.add(mixture.read(first, first + block.shape[1])[0], block - self._means)
         self._gains = (products.gains() * level).astype(np.float32)[:, None]
+
+    def confidence(self) -> Confidence:
+        """Say how sure it is that each track is one talker."""
+        mixture = _Changed(self._mixture, lambda block: block * np.float32(self._level))
+        tracks = _Changed(self._estimates, lambda block: (block - self._means) * self._gains)
+        return confidence_of(mixture, tracks, self._rate)
 
     def blocks(self, index: int) -> Iterator[Block]:
         """See `Tracks`."""
@@ -109,6 +117,16 @@ class SeparatedTracks:
         # Its length may differ from the recording's by what was rounded twice.
         track = resample_blocks(levelled, self._estimates.n_samples, self._rate, self.sample_rate)
         return _silenced(track, self.n_samples, self._silent)
+
+
+class _Changed:
+    """Signals that are changed whenever they are read."""
+
+    def __init__(self, signals: Signals, change: Callable[[Block], Block]) -> None:
+        self._signals, self._change, self.n_samples = signals, change, signals.n_samples
+
+    def read(self, first: int, last: int) -> Block:
+        return self._change(self._signals.read(first, last))
 
 
 def _read(signals: StoredSignals) -> Iterator[tuple[int, Block]]:
