@@ -118,7 +118,8 @@ def test_a_recording_becomes_tracks_whose_names_are_printed(run, tmp_path):
     code, stdout, stderr = run(tmp_path / "talk.wav", "--out", tmp_path / "out")
     assert code == 0
     assert stdout.splitlines() == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
-    assert stderr == ""
+    doubt = r"unsure: .*talk\.wav: track \d \(\d+%\)( and \d \(\d+%\))? may not be one talker alone\n"
+    assert re.fullmatch(doubt, stderr), stderr  # random weights separate nothing
     assert names(tmp_path / "out") == outputs("talk")
     assert soundfile.info(tmp_path / "out" / "talk_speaker1.wav").frames == 4000
 
