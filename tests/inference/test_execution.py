@@ -165,8 +165,7 @@ def test_chunks_are_halved_until_they_fit_and_then_the_recording_is_refused(soft
 
     def need(seconds):
         n_chunk = round(seconds * 8000)
-        chunk = need_as_a_whole(softmax, n_chunk).memory_bytes + 2 * 2 * n_chunk * 4
-        return chunk + signal_bytes(2, n_samples)
+        return need_as_a_whole(softmax, n_chunk).memory_bytes + 2 * 2 * n_chunk * 4
 
     assert chunk_seconds(need(30)) == 30
     assert chunk_seconds(need(30) - 1) == 15

@@ -210,7 +210,7 @@ class Planner:
     def _plan_chunks(self, n_samples: int, usable: float, reason: str = "") -> Plan:
         """Plan chunks, shorter ones than wanted if those do not fit."""
         n_bytes = signal_bytes(self._n_sources, n_samples)
-        if n_bytes <= SIGNAL_SHARE * usable or n_bytes > shutil.disk_usage(spill_folder()).free:
+        if n_bytes > shutil.disk_usage(spill_folder()).free:
             usable -= n_bytes  # mixture and estimates stay in memory
         plan: Plan | None = Plan(
             way="chunks", need=None, chunk_length=self._chunk_length, overlap=self._overlap, reason=reason
