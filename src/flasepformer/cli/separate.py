@@ -53,6 +53,23 @@ def separate(
         bool,
         typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
     ] = False,
+    speakers: Annotated[
+        Literal["1", "2", "auto"] | None,
+        typer.Option(help="How many people talk; auto finds out. Silence where a talker is silent."),
+    ] = None,
+    segments: Annotated[
+        bool,
+        typer.Option(
+            "--segments", help="Write who spoke when: RTTM, JSON, WebVTT, Audacity labels, picture."
+        ),
+    ] = False,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="One more track: what belongs to nobody.")
+    ] = False,
+    floor_db: Annotated[
+        float | None,
+        typer.Option("--floor", max=0.0, help="What a silent track keeps, in dB; by default nothing."),
+    ] = None,
     mode: Annotated[
         Literal["auto", "whole", "chunks"],
         typer.Option(help="The whole recording at once, or overlapping chunks; auto: what fits."),
@@ -111,6 +128,13 @@ def separate(
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
     }  # fmt: skip
+    if speakers or segments or residual or floor_db is not None:
+        from flasepformer.conversation import Conversation, can_draw
+
+        options["finisher"] = Conversation(
+            speakers=speakers or "2", segments=segments, timeline=segments and can_draw(),
+            residual=residual, floor_db=floor_db,
+        )  # fmt: skip
     with temporary_folder() as scratch:
         # Not the scratch folder itself: that is locked, and publishing locks the folder of the tracks.
         folder = scratch / "tracks" if out == STDOUT else Path(out)

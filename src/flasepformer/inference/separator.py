@@ -32,11 +32,18 @@ from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
+from flasepformer.inference.finishing import Finished, Finisher, Passed, array_reader
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
 from flasepformer.inference.memory import format_size
-from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
+from flasepformer.inference.outputs import (
+    Outputs,
+    explain_write_failure,
+    growing_folder,
+    plan_outputs,
+    publish,
+)
 from flasepformer.inference.plans import Plan, SeparationError
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
@@ -61,6 +68,9 @@ RANDOM_WEIGHTS = (
 
 MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""
+
+PIECE_SECONDS = 20
+"""Length of the pieces in which a finisher makes tracks."""
 
 NOTABLE_BYTES = 500_000_000
 """From this much memory on, a note says how much is needed."""
@@ -91,6 +101,8 @@ class SeparationReport:
     """Of the recording: its size in "bytes" and its "sha256"."""
     tracks: tuple[Path, ...]
     """One file per talker."""
+    files: tuple[Path, ...]
+    """Others beside them, such as labels."""
     seconds: float
     """Length of the recording and of every track."""
     sample_rate: int
@@ -117,6 +129,8 @@ class SeparationReport:
     doubtful_joins: tuple[dict[str, float], ...]
     """Those at which two talkers may have changed tracks: "seconds" into the recording, and the "margin" with
     which their tracks agree better than with two of them swapped."""
+    conversation: dict[str, Any]
+    """Who spoke how long, and what is doubtful, where that was asked for; see `flasepformer.conversation`."""
     gain: float
     """Gain of all tracks against the mixture: 1, or less where a format would have clipped."""
     warnings: tuple[str, ...]
@@ -130,6 +144,7 @@ class SeparationReport:
             "flasepformer": flasepformer.__version__,
             **asdict(self),
             "tracks": [track.name for track in self.tracks],
+            "files": [file.name for file in self.files],
         }
         with path.open("w", encoding="ascii") as file:
             json.dump(content, file, indent=2)
@@ -150,6 +165,10 @@ class _Heard:
     """(time,) at the model's sample rate and level; None if there is nothing to hear."""
     level: float = 1.0
     """What the mixture was divided by."""
+    recording: NDArray[np.float32] | None = None
+    """(time,): mixed down, at its rate, without its offset; only for a finisher."""
+    offset: float = 0.0
+    """Constant part of the recording."""
     silent: tuple[slice, ...] = ()
     """Where the recording is silent."""
     n_bytes: int = 0
@@ -176,10 +195,23 @@ class _Separation:
     joins: tuple[Join, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    finished: Finished | None = None
+
+    @property
+    def n_tracks(self) -> int:
+        """How many tracks there are."""
+        return len(self.finished.labels) if self.finished else len(self.estimates)
 
     def track(self, index: int) -> NDArray[np.float32]:
         """Return one track (time,) as long as the recording and at its rate."""
         heard = self.heard
+        if self.finished:
+            track = np.empty(heard.n_samples, np.float32)
+            length = PIECE_SECONDS * heard.sample_rate
+            for first in range(0, heard.n_samples, length):
+                last = min(first + length, heard.n_samples)
+                track[first:last] = self.finished.tracks(first, last)[index]
+            return track
         track = resample(self.estimates[index], self.estimate_rate, heard.sample_rate)[: heard.n_samples]
         if len(track) < heard.n_samples:
             track = np.pad(track, (0, heard.n_samples - len(track)))
@@ -222,6 +254,9 @@ class FileOptions(TypedDict, total=False):
     """The one channel to separate, from 1; by default all are mixed down."""
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
+    finisher: Finisher
+    """Makes the tracks of the model's estimates, such as `flasepformer.conversation.Conversation`; by default
+    the estimates are the tracks."""
     progress: Progress
     """Called at every step, and again and again while the model works. What it raises, such as
     `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
@@ -475,10 +510,14 @@ class Separator:
             )
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
-        outputs = plan_outputs(Path(out_folder), name, self.n_sources, form)
+        finisher = options.get("finisher")
+        labels = finisher.labels(self.n_sources) if finisher else _speakers(self.n_sources)
+        planned = plan_outputs(Path(out_folder), name, labels, form, finisher.endings() if finisher else ())
+        outputs = planned
         chosen = {
             **self._run_options,
             **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+            "finisher": dict(finisher.options) if finisher else None,
         }
         with growing_folder(outputs.report.parent) as growing:
             tell("reading", 0.0)
@@ -489,7 +528,7 @@ class Separator:
                     return difference(read_report(report), content, self._weights_sha256, chosen)
 
                 if not overwrite:
-                    outputs.check_absent(differs)
+                    planned.check_absent(differs)
                 recording = read_audio(path, stream=options.get("stream"))
             started = time.perf_counter()
             heard = self._listen(
@@ -497,10 +536,14 @@ class Separator:
                 _checked_rate(recording.sample_rate),
                 tell,
                 options.get("mix_channels", False),
+                keep=finisher is not None,
             )
             cautions = recording.warnings + heard.warnings
             del recording  # hours of it would stand in the model's way
             separation = self._separate(heard, tell, options.get("notify", _hear_nothing))
+            if finisher:
+                tell("finishing", 0.92)
+                separation, outputs = _finished(separation, finisher, name, planned)
             seconds_taken = time.perf_counter() - started
             tell("writing", 0.95)
             fit = _fit_format(separation, form, subtype)
@@ -510,6 +553,7 @@ class Separator:
                 input=label,
                 content=content,
                 tracks=outputs.tracks,
+                files=outputs.files,
                 seconds=seconds,
                 sample_rate=fit.sample_rate,
                 model={**self.description, "weights_sha256": self._weights_sha256},
@@ -524,27 +568,35 @@ class Separator:
                 doubtful_joins=tuple(
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
+                conversation=dict(separation.finished.facts) if separation.finished else {},
                 gain=fit.gain,
                 warnings=self._cautions + cautions + separation.warnings + fit.warnings,
                 notes=heard.notes + separation.notes + fit.notes,
             )
-            grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
-                growing / "report.json"
-            ]
+            n_tracks = separation.n_tracks
+            grown = [growing / f"{index}.{form}" for index in range(n_tracks)]
             try:
-                for index, target in enumerate(grown[:-1]):
+                for index, target in enumerate(grown):
                     track = fit.track(separation, index)
                     write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
+                for ending, write in separation.finished.files.items() if separation.finished else ():
+                    grown.append(growing / f"file{ending}")
+                    write(grown[-1])
+                grown.append(growing / "report.json")
                 report = replace(report, total_real_time_factor=(time.perf_counter() - began) / seconds)
                 report.write(grown[-1])
-                publish(grown, outputs, overwrite=overwrite, difference=differs)
+                publish(
+                    grown,
+                    outputs,
+                    overwrite=overwrite,
+                    difference=differs,
+                    obsolete=(*planned.tracks, *planned.files),
+                )
             except FileExistsError:
                 raise
             except OSError as error:
                 shutil.rmtree(growing, ignore_errors=True)  # so that the free space counts without our files
-                raise explain_write_failure(
-                    error, outputs.report.parent, self.n_sources * track.nbytes
-                ) from error
+                raise explain_write_failure(error, outputs.report.parent, n_tracks * track.nbytes) from error
         tell("done", 1.0)
         return report
 
@@ -558,6 +610,8 @@ class Separator:
         sample_rate: int,
         tell: Progress = _tell_nobody,
         mix_channels: bool = False,
+        *,
+        keep: bool = False,
     ) -> _Heard:
         """Make of (channel, time) of finite samples what the model needs."""
         n_samples = samples.shape[-1]
@@ -580,6 +634,9 @@ class Separator:
             notes.append(f"a constant offset of {offset:.3g} was removed")
         model_mixture = resample(mixture, sample_rate, self.sample_rate)
         known["n_bytes"] = samples.nbytes + 2 * mixture.nbytes
+        if keep:
+            known["recording"] = mixture.copy() if model_mixture is mixture else mixture
+            known["offset"] = offset
         if min(_peak(mixture), _peak(model_mixture)) < SILENCE_PEAK:
             notes.append("no speech: the recording is silent, and so are the tracks")
             return _Heard(**known, notes=tuple(notes))
@@ -650,6 +707,48 @@ class Separator:
             tuple(cautions),
             notes,
         )
+
+
+def _speakers(n_sources: int) -> tuple[str, ...]:
+    return tuple(f"speaker{number}" for number in range(1, n_sources + 1))
+
+
+def _finished(
+    separation: _Separation, finisher: Finisher, name: str, planned: Outputs
+) -> tuple[_Separation, Outputs]:
+    """Let a finisher make the tracks, and choose the names of those that there are."""
+    heard, estimates = separation.heard, separation.estimates
+    if heard.recording is None or heard.mixture is None:  # channels as they are, or silence
+        mixture = np.zeros(estimates.shape[-1], np.float32)
+        recording = np.zeros(heard.n_samples, np.float32) if heard.recording is None else heard.recording
+    else:
+        mixture, recording = heard.mixture * np.float32(heard.level), heard.recording
+    passed = Passed(
+        n_samples=heard.n_samples,
+        sample_rate=heard.sample_rate,
+        recording=array_reader(recording),
+        offset=heard.offset,
+        n_estimate_samples=estimates.shape[-1],
+        estimate_rate=separation.estimate_rate,
+        n_sources=len(estimates),
+        mixture=array_reader(mixture),
+        estimates=array_reader(estimates),
+        name=name,
+    )
+    finished = finisher.finish(passed)
+    labels = finisher.labels(len(estimates))
+    outputs = Outputs(
+        tuple(planned.tracks[labels.index(label)] for label in finished.labels),
+        planned.report,
+        tuple(planned.files[finisher.endings().index(ending)] for ending in finished.files),
+    )
+    separation = replace(
+        separation,
+        finished=finished,
+        warnings=separation.warnings + finished.warnings,
+        notes=separation.notes + finished.notes,
+    )
+    return separation, outputs
 
 
 def _plan_notes(plan: Plan, memory_bytes: int | None, sample_rate: int) -> tuple[str, ...]:
@@ -750,7 +849,7 @@ def _fit_format(separation: _Separation, form: Format, subtype: Subtype) -> _Fit
         fit = replace(fit, notes=(note,))
     if form == "wav" and subtype in ("auto", "float"):
         return fit
-    peak = max(_peak(fit.track(separation, index)) for index in range(len(separation.estimates)))
+    peak = max(_peak(fit.track(separation, index)) for index in range(separation.n_tracks))
     if peak > 1:
         gain = INTEGER_PEAK / peak
         warning = (
