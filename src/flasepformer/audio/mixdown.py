@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from flasepformer.audio.channel_levels import ChannelLevels
+
 CANCELLED = 0.01
 """Energy of the mean, against the mean of unrelated channels, below which channels cancel out (-20 dB)."""
 
@@ -40,14 +42,15 @@ def mix_down(samples: NDArray[np.floating]) -> tuple[NDArray[np.floating], tuple
     if n_channels**2 * _energy(mean) >= CANCELLED * energies.sum():
         return mean, ()
     strongest = int(energies.argmax())
-    warning = f"the channels cancel one another (they are in antiphase); channel {strongest} alone is used"
+    warning = f"the channels cancel one another (they are in antiphase); channel {strongest + 1} alone is used"
     return samples[strongest].copy(), (warning,)
 
 
 def talkers_have_channels(samples: NDArray[np.floating], sample_rate: int) -> bool:
     """Tell whether each channel of a stereo recording carries a talker of its own, as calls often do.
 
-    That is so when both are heard and neither is found in the other, at any delay between microphones.
+    That is so when both are heard and neither is found in the other, at any delay between microphones, and
+    when they are loud by turns, with the other talker as crosstalk at most. Hum and most music are no talker.
 
     Args:
         samples: (channel, time).
@@ -61,6 +64,7 @@ def talkers_have_channels(samples: NDArray[np.floating], sample_rate: int) -> bo
         return False
     offsets = samples.mean(axis=1, keepdims=True, dtype=np.float64)
     energies = np.zeros(2)
+    levels = ChannelLevels(sample_rate)
     n_lags, n_block = round(_LAG_SECONDS * sample_rate), round(_BLOCK_SECONDS * sample_rate)
     correlation = np.zeros(2 * n_lags + 1)
     for start in range(0, n_samples, n_block):
@@ -69,9 +73,11 @@ def talkers_have_channels(samples: NDArray[np.floating], sample_rate: int) -> bo
         circular = np.fft.irfft(spectra[0] * spectra[1].conj(), n_block + n_lags)
         correlation += np.concatenate([circular[-n_lags:], circular[: n_lags + 1]])
         energies += [_energy(channel) for channel in block]
+        levels.add(block)
     if energies.min() < CANCELLED * energies.max():
         return False  # one channel is silent, or next to it
-    return bool(np.abs(correlation).max() < UNRELATED * np.sqrt(energies.prod()))
+    unrelated = np.abs(correlation).max() < UNRELATED * np.sqrt(energies.prod())
+    return bool(unrelated and levels.vary_like_speech()) or levels.take_turns()
 
 
 def _energy(channel: NDArray[np.floating]) -> float:
