@@ -101,3 +101,27 @@ def test_what_an_earlier_run_left_goes_when_its_place_is_taken(run, talk, tmp_pa
     assert run(talk, "--residual", "--speakers", "1", "--overwrite", "--out", out)[0] == 0
     report = json.loads((out / "talk_separation.json").read_text())
     assert report["tracks"] == ["talk_speaker1.wav", "talk_residual.wav"]
+
+
+def test_an_interview_keeps_each_channel_and_loses_the_crosstalk(run, tmp_path):
+    rng = np.random.default_rng(0)
+    talks = np.repeat([[1, 0, 1, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1, 0]], RATE, axis=1)
+    voices = (
+        0.1
+        * talks
+        * np.repeat(0.2 + rng.random((2, 40)), RATE // 5, axis=1)
+        * rng.standard_normal(talks.shape)
+    )
+    channels = (voices + 0.1 * voices[::-1]).astype(np.float32)
+    soundfile.write(tmp_path / "interview.wav", channels.T, RATE, subtype="FLOAT")
+    code, _, told = run(tmp_path / "interview.wav", "--segments", "--out", tmp_path / "out")
+    assert code == 0
+    assert "each channel carries a talker" in told
+    inner = np.arange(RATE) > RATE // 2  # of each second
+    for number, (channel, talk) in enumerate(zip(channels, talks, strict=True), 1):
+        track = soundfile.read(tmp_path / "out" / f"interview_speaker{number}.wav", dtype="float32")[0]
+        alone = np.tile(inner, 8) & (talk == 1)
+        alone[-RATE // 4 :] = False
+        quiet = np.tile(inner, 8) & (talk == 0)
+        np.testing.assert_allclose(track[alone], channel[alone], atol=1e-7)
+        assert np.abs(track[quiet & (np.arange(len(track)) % RATE < 0.85 * RATE)]).max() == 0

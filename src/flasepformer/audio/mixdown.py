@@ -42,7 +42,9 @@ def mix_down(samples: NDArray[np.floating]) -> tuple[NDArray[np.floating], tuple
     if n_channels**2 * _energy(mean) >= CANCELLED * energies.sum():
         return mean, ()
     strongest = int(energies.argmax())
-    warning = f"the channels cancel one another (they are in antiphase); channel {strongest + 1} alone is used"
+    warning = (
+        f"the channels cancel one another (they are in antiphase); channel {strongest + 1} alone is used"
+    )
     return samples[strongest].copy(), (warning,)
 
 

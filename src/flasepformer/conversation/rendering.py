@@ -1,6 +1,7 @@
 """Tracks of a conversation, made in pieces of any length: the same samples whatever the pieces are.
 
-Where one talker speaks, the track of that talker is the recording itself and the others are silent; where
+Where one talker speaks, the track of that talker is the recording itself (or the talker's own channel of it)
+and the others are silent; where
 several do, the tracks are the model's estimates, and what the recording has above the model's band is divided
 between them. Where nobody speaks, all are silent. From each to the next the tracks are faded.
 """
@@ -82,7 +83,9 @@ class Rendering:
             above = recording - passed.mixture_at_rate(first, last)
             own += self._at(self._upper_shares, first, last) * above
         together = talking - alone
-        tracks = alone * recording + (together + self.floor * (1 - talking)) * own
+        tracks = (
+            alone * (own if passed.channels else recording) + (together + self.floor * (1 - talking)) * own
+        )
         if self.residual:
             tracks = np.concatenate([tracks, (recording - tracks.sum(0) + passed.offset)[None]])
         return np.asarray(tracks, np.float32)

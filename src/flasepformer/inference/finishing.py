@@ -45,6 +45,8 @@ class Passed:
     """(time,): what the model heard, at its rate and the recording's level."""
     estimates: Read
     """(source, time) at the model's rate, of levels that explain the mixture."""
+    channels: bool = False
+    """Whether the estimates are channels of the recording, each with a talker; it is their sum then."""
     offset: float = 0.0
     """What was taken from every sample of the recording."""
     name: str = ""

@@ -718,21 +718,27 @@ def _finished(
 ) -> tuple[_Separation, Outputs]:
     """Let a finisher make the tracks, and choose the names of those that there are."""
     heard, estimates = separation.heard, separation.estimates
+    read = array_reader(estimates)
     if heard.recording is None or heard.mixture is None:  # channels as they are, or silence
-        mixture = np.zeros(estimates.shape[-1], np.float32)
-        recording = np.zeros(heard.n_samples, np.float32) if heard.recording is None else heard.recording
+
+        def mixture(first: int, last: int) -> NDArray[np.float32]:
+            return np.asarray(read(first, last).sum(0))
+
+        recording = mixture
     else:
-        mixture, recording = heard.mixture * np.float32(heard.level), heard.recording
+        mixture = array_reader(heard.mixture * np.float32(heard.level))
+        recording = array_reader(heard.recording)
     passed = Passed(
         n_samples=heard.n_samples,
         sample_rate=heard.sample_rate,
-        recording=array_reader(recording),
+        recording=recording,
+        channels=heard.channels is not None,
         offset=heard.offset,
         n_estimate_samples=estimates.shape[-1],
         estimate_rate=separation.estimate_rate,
         n_sources=len(estimates),
-        mixture=array_reader(mixture),
-        estimates=array_reader(estimates),
+        mixture=mixture,
+        estimates=read,
         name=name,
     )
     finished = finisher.finish(passed)
