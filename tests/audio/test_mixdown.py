@@ -66,7 +66,7 @@ def test_one_axis_is_refused():
 def two_seconds(seed):
     """Return two seconds of noise that comes and goes like speech, 8 kHz."""
     rng = np.random.default_rng(seed)
-    loudness = np.repeat(rng.random(20), 800)
+    loudness = np.repeat(rng.random(20) ** 3, 800)  # 15 dB and more between loud and quiet
     return (loudness * rng.standard_normal(16_000)).astype(np.float32)
 
 

@@ -48,7 +48,7 @@ def names(folder):
 
 def test_segments_come_as_four_files_and_a_picture_beside_the_tracks(run, talk, tmp_path):
     pytest.importorskip("matplotlib")
-    assert run(talk, "--segments", "--residual", "--out", tmp_path / "out")[0] == 0
+    assert run(talk, "--segments", "--residual", "--activity", "levels", "--out", tmp_path / "out")[0] == 0
     assert names(tmp_path / "out") == [
         "talk.json",
         "talk.png",

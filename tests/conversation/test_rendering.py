@@ -1,7 +1,11 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from flasepformer.conversation import Conversation
+
+by_levels = partial(Conversation, activity="levels")
 
 
 def db(power, against):
@@ -14,7 +18,7 @@ def whole(finished, passed):
 
 def test_where_one_talks_the_track_is_the_recording_to_the_bit_and_the_other_is_silent(talk):
     passed, recording, _ = talk
-    one, other = whole(Conversation().finish(passed), passed)
+    one, other = whole(by_levels().finish(passed), passed)
     alone = slice(round(1.1 * 16000), round(2.5 * 16000))
     assert (one[alone] == recording[alone]).all()
     assert not other[alone].any()
@@ -25,7 +29,7 @@ def test_where_one_talks_the_track_is_the_recording_to_the_bit_and_the_other_is_
 
 def test_where_two_talk_the_tracks_are_the_estimates_and_share_what_lies_above_them(talk):
     passed, recording, _ = talk
-    tracks = whole(Conversation().finish(passed), passed)
+    tracks = whole(by_levels().finish(passed), passed)
     both = slice(round(3.2 * 16000), round(3.9 * 16000))
     estimates = passed.estimates_at_rate(0, passed.n_samples)
     own = tracks - estimates
@@ -36,21 +40,21 @@ def test_where_two_talk_the_tracks_are_the_estimates_and_share_what_lies_above_t
 
 def test_where_nobody_talks_nothing_is_invented(talk):
     passed, _, _ = talk
-    tracks = whole(Conversation().finish(passed), passed)
+    tracks = whole(by_levels().finish(passed), passed)
     assert not tracks[:, : round(0.7 * 16000)].any()
     assert not tracks[:, round(6.5 * 16000) :].any()
 
 
 def test_tracks_and_residual_add_up_to_the_recording(talk):
     passed, recording, _ = talk
-    finished = Conversation(residual=True).finish(passed)
+    finished = by_levels(residual=True).finish(passed)
     assert finished.labels == ("speaker1", "speaker2", "residual")
     assert db(whole(finished, passed).sum(0) - recording, recording) < -120
 
 
 def test_a_floor_keeps_so_much_of_the_estimate(talk):
     passed, _, _ = talk
-    tracks = whole(Conversation(floor_db=-20.0).finish(passed), passed)
+    tracks = whole(by_levels(floor_db=-20.0).finish(passed), passed)
     alone = slice(round(1.2 * 16000), round(2.4 * 16000))
     estimates = passed.estimates_at_rate(0, passed.n_samples)
     assert db(tracks[1, alone], estimates[1, alone]) == pytest.approx(-20, abs=2.0)  # and a share of the top
@@ -59,7 +63,7 @@ def test_a_floor_keeps_so_much_of_the_estimate(talk):
 @pytest.mark.parametrize("length", [7777, 16000])
 def test_pieces_of_any_length_give_the_same_tracks(talk, length):
     passed, _, _ = talk
-    finished = Conversation(residual=True).finish(passed)
+    finished = by_levels(residual=True).finish(passed)
     pieces = [
         finished.tracks(first, min(first + length, passed.n_samples))
         for first in range(0, passed.n_samples, length)
@@ -76,7 +80,7 @@ def test_fades_make_no_click(passed_of):
     ramp = np.stack([ramp, np.clip(np.minimum(time - 2, 4 - time) / 0.1, 0, 1)])
     sources = (sources * (0.5 - 0.5 * np.cos(np.pi * ramp))).astype(np.float32)
     passed = passed_of(sources.sum(0), rate, sources[:, ::2])
-    tracks = whole(Conversation().finish(passed), passed)
+    tracks = whole(by_levels().finish(passed), passed)
     window = np.hanning(1024)
     for track, source in zip(tracks, sources, strict=True):
         steps = np.lib.stride_tricks.sliding_window_view(track, 1024)[::128] * window
@@ -93,7 +97,7 @@ def test_one_person_gives_one_track_and_is_said_so(babble, passed_of):
     )
     low = recording[::2]
     passed = passed_of(recording, 16000, np.stack([0.97 * low, 0.03 * low]))
-    finished = Conversation(speakers="auto").finish(passed)
+    finished = by_levels(speakers="auto").finish(passed)
     assert finished.labels == ("speaker1",)
     assert finished.notes == ("one person talks in this recording: there is one track",)
     assert (whole(finished, passed)[0, 17000:63000] == recording[17000:63000]).all()
@@ -101,5 +105,5 @@ def test_one_person_gives_one_track_and_is_said_so(babble, passed_of):
 
 def test_two_people_give_two_tracks(talk):
     passed, _, _ = talk
-    assert Conversation(speakers="auto").finish(passed).labels == ("speaker1", "speaker2")
-    assert Conversation(speakers="1").finish(passed).labels == ("speaker1",)
+    assert by_levels(speakers="auto").finish(passed).labels == ("speaker1", "speaker2")
+    assert by_levels(speakers="1").finish(passed).labels == ("speaker1",)

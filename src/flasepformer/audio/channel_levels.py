@@ -12,7 +12,7 @@ _APART_DB = 9.0
 """A channel is this much louder where it leads than where the other one does, if a talker has it alone."""
 _LEAST_SHARE = 0.04
 """Of the time with sound that each channel has to lead."""
-_VARIES_DB = 10.0
+_VARIES_DB = 15.0
 """Between the loud and the quiet tenth of speech; hum has next to nothing, most music less."""
 _SILENT_DB = -80.0
 
@@ -58,8 +58,8 @@ class ChannelLevels:
     def take_turns(self) -> bool:
         """Tell whether each channel has a talker of its own, with the other one's as crosstalk at most.
 
-        Then each leads for some of the time, and is much quieter while the other one leads. Hum or music is as
-        loud as ever then, and of two microphones in the middle of the table none ever leads.
+        Then each leads for some of the time, and is much quieter while the other one leads. Hum or music is
+        as loud as ever then, and of two microphones in the middle of the table none ever leads.
         """
         levels = self.levels()
         if not levels.shape[1]:

@@ -1,11 +1,16 @@
 """Who speaks in which frame, by the levels of the tracks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flasepformer.conversation.decoding import likeliest_path
 from flasepformer.conversation.frames import FRAMES_PER_SECOND, Frames, in_db, smoothed
+
+SILENT_POWER = 1e-8
+"""-80 dBFS: nothing quieter is speech."""
 
 Activity = NDArray[np.bool_]
 """(track, frame)."""
@@ -61,6 +66,47 @@ def activity_of(frames: Frames, rule: ActivityRule | None = None) -> Activity:
             for on, keeps, inner in zip(begins, goes_on, sharp, strict=True)
         ]
     )
+
+
+TRUST = 0.35
+"""Of a frame's probabilities, as its neighbours say nearly the same."""
+CHANGE = -2.5
+"""Log probability that somebody begins or ends from one frame to the next."""
+TURN = -4.0
+"""The same that one ends and the other begins."""
+RATIO_DB = 4.0
+"""Difference of two tracks in dB at which it is e to 1 which of them speaks."""
+RATIO_SECONDS = 0.22
+
+
+def counted_activity(frames: Frames, chances: NDArray[np.floating[Any]]) -> Activity:
+    """Decide by how many talk at a time, and where one does by which of two tracks is the louder.
+
+    Args:
+        frames: Of two tracks.
+        chances: (3, frame): probabilities that nobody, one and two talk.
+
+    Returns:
+        The likeliest course of both.
+    """
+    level = in_db(smoothed(frames.estimates, _frames(RATIO_SECONDS)))
+    ratio = np.clip((level[0] - level[1]) / RATIO_DB, -8, 8)
+    count = np.log(np.maximum(chances, 1e-4))
+    count[1:, frames.mixture < SILENT_POWER] = np.log(1e-4)
+    scores = TRUST * np.stack(
+        [count[0], count[1] - np.log1p(np.exp(-ratio)), count[1] - np.log1p(np.exp(ratio)), count[2]], axis=-1
+    )
+    far = 2 * CHANGE  # both begin or end in one frame
+    change = np.array(
+        [
+            [0, CHANGE, CHANGE, far],
+            [CHANGE, 0, TURN, CHANGE],
+            [CHANGE, TURN, 0, CHANGE],
+            [far, CHANGE, CHANGE, 0],
+        ]
+    )
+    path = likeliest_path(scores, change)
+    return np.stack([(path == 1) | (path == 3), (path == 2) | (path == 3)])
 
 
 def trimmed(active: NDArray[np.bool_], inner: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Who spoke when: from frames to segments, and from segments to the files that others read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -79,8 +79,10 @@ def as_rttm(segments: Sequence[Segment], recording: str) -> str:
     )
 
 
-def as_json(segments: Sequence[Segment], recording: str, seconds: float, facts: Any = None) -> str:
-    """Return segments, overlaps and the talking time of everybody as JSON."""
+def as_json(
+    segments: Sequence[Segment], recording: str, seconds: float, facts: Mapping[str, Any] | None = None
+) -> str:
+    """Return segments, overlaps and the talking time of everybody as JSON, and further facts."""
     talkers = sorted({segment.talker for segment in segments})
     content = {
         "recording": recording,
@@ -93,8 +95,8 @@ def as_json(segments: Sequence[Segment], recording: str, seconds: float, facts: 
         "overlaps": [
             {"start": start, "end": end, "talkers": list(who)} for start, end, who in overlaps_of(segments)
         ],
-        **(facts or {}),
     }
+    content |= {name: value for name, value in (facts or {}).items() if name not in content}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -32,7 +32,7 @@ from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
-from flasepformer.inference.finishing import Finished, Finisher, Passed, array_reader
+from flasepformer.inference.finishing import Finished, Finisher, Passed, Read, array_reader
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
@@ -713,19 +713,18 @@ def _speakers(n_sources: int) -> tuple[str, ...]:
     return tuple(f"speaker{number}" for number in range(1, n_sources + 1))
 
 
+def _sum_of(read: Read) -> Read:
+    return lambda first, last: np.asarray(read(first, last).sum(0))
+
+
 def _finished(
     separation: _Separation, finisher: Finisher, name: str, planned: Outputs
 ) -> tuple[_Separation, Outputs]:
     """Let a finisher make the tracks, and choose the names of those that there are."""
     heard, estimates = separation.heard, separation.estimates
     read = array_reader(estimates)
-    if heard.recording is None or heard.mixture is None:  # channels as they are, or silence
-
-        def mixture(first: int, last: int) -> NDArray[np.float32]:
-            return np.asarray(read(first, last).sum(0))
-
-        recording = mixture
-    else:
+    mixture = recording = _sum_of(read)  # of channels as they are, or of silence
+    if heard.recording is not None and heard.mixture is not None:
         mixture = array_reader(heard.mixture * np.float32(heard.level))
         recording = array_reader(heard.recording)
     passed = Passed(
