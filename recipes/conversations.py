@@ -1,6 +1,6 @@
 """Measure who spoke when, and the tracks, on simulated conversations of two talkers.
 
-Usage: python recipes/conversations.py SPEECH.csv [--split test] [--count 24] [--seconds 60] [--model default]
+Usage: python recipes/conversations.py SPEECH.csv [--split test] [--count 24] [--seconds 60]
 
 For overlaps of 0, 10 and 30 %: error rates of diarization (DER without a collar, JER; `pyannote.metrics`) by
 the level of each estimate, by levels and their ratio, and by voices; the share of the talking time on the
@@ -123,7 +123,7 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
             talks = np.stack([speaks(source) for source in sources])[:, : len(frames)]
             found = {"level": by_level_alone(frames)}
             for way in ("levels", "voices"):
-                activity, order, listened = Conversation(activity=way)._who_speaks(passed, frames)
+                activity, order, listened = Conversation(activity=way).who_speaks(passed, frames)
                 found[way] = activity
                 if way == "levels":
                     continue
@@ -165,10 +165,11 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
             print(f"  {name}: {sum(values) if is_sum else np.mean(values):.2f}", flush=True)
 
 
-def score_alone(separator: Separator, speech: Path, split: str) -> None:
-    """Print how loud the other track is where one talks."""
+def score_alone(separator: Separator, speech: Path, split: str, count: int) -> None:
+    """Print how loud the other track is where one talks; `count` recordings evenly spread."""
     leaks: dict[str, list[float]] = {"estimates": [], "levels": [], "voices": []}
     one, utterances = {"levels": 0, "voices": 0}, read_utterances(speech, split)
+    utterances = utterances[:: max(1, len(utterances) // count)][:count]
     for utterance in utterances:
         recording = read_audio(utterance.path)
         passed = passed_of(separator, recording.samples.mean(0), recording.sample_rate)
@@ -197,11 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--alone", type=int, default=150, help="recordings of one talker")
     parser.add_argument("--model", default="default")
     options = parser.parse_args(arguments)
     separator = Separator.from_pretrained(options.model)
     score_conversations(separator, options.speech, options.split, options.count, options.seconds)
-    score_alone(separator, options.speech, options.split)
+    score_alone(separator, options.speech, options.split, options.alone)
 
 
 if __name__ == "__main__":

@@ -29,14 +29,15 @@ def voices():
     return np.stack([0.05 * samples[:n] / samples[:n].std() for samples in speech])
 
 
-def turns_of(voices, plan, seconds=1.5):
-    """Return sources of turns one after the other: who speaks in each, or both."""
+def turns_of(voices, plan, seconds=1.5, pause=0.0):
+    """Return sources of turns one after the other: who speaks in each, or both; pauses end them."""
     n = round(seconds * RATE)
     sources = np.zeros((2, len(plan) * n), np.float32)
     for turn, who in enumerate(plan):
         for talker in who:
             at = turn * n % (voices.shape[1] - n)
             sources[talker, turn * n : (turn + 1) * n] = voices[talker, at : at + n]
+        sources[:, (turn + 1) * n - round(pause * RATE) : (turn + 1) * n] = 0
     return sources
 
 
@@ -74,7 +75,7 @@ def test_it_is_counted_how_many_talk(voices, passed_of):
 
 def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
     plan = [(0,), (1,), (0,), (1,), (0,), (1,), (0,), (1,)]
-    sources = turns_of(voices, plan)
+    sources = turns_of(voices, plan, pause=0.3)
     estimates = leaking(sources)
     wrong = slice(3 * 12000, 4 * 12000)
     estimates[:, wrong] = estimates[::-1, wrong]

@@ -39,8 +39,9 @@ LEAST_SECONDS = 0.4
 """Less is nobody's part in a conversation."""
 ONE_VOICE = 0.45
 """Voices of two tracks more alike than this are one person's ..."""
-ONE_VOICE_OVERLAP = 0.05
-"""... if both talk at once for less than this share of the time."""
+SURE_SECONDS = 6.0
+"""... if each is heard alone for so long; with less to go by it is one person's sooner."""
+NEVER_ALONE_SECONDS = 2.5
 SAME_VOICE = 0.42
 """A voice as like an enrolled one as this is the same: of 4 s, 3 % are missed and as many wrongly taken."""
 MAX_TIMES = 10
@@ -115,7 +116,7 @@ class Conversation:
         """Decide who speaks when, and make the tracks."""
         frames = sweep(passed)
         seconds = passed.n_samples / passed.sample_rate
-        activity, order, turns = self._who_speaks(passed, frames)
+        activity, order, turns = self.who_speaks(passed, frames)
         notes, warnings = [], []
         is_one = talks_alone(activity) or is_one_voice(activity, turns)
         if activity.any() and is_one and self.speakers != "1":
@@ -162,7 +163,7 @@ class Conversation:
             notes=tuple(notes),
         )
 
-    def _who_speaks(self, passed: Passed, frames: Frames) -> tuple[Activity, NDArray[np.intp], Turns | None]:
+    def who_speaks(self, passed: Passed, frames: Frames) -> tuple[Activity, NDArray[np.intp], Turns | None]:
         """Return who speaks on which track, the estimate that each track takes, and what the voices said."""
         n_tracks = passed.n_sources
         order = np.repeat(np.arange(n_tracks)[:, None], len(frames), 1)
@@ -237,11 +238,20 @@ def talks_alone(activity: Activity) -> bool:
 
 
 def is_one_voice(activity: Activity, turns: Turns | None) -> bool:
-    """Tell whether two tracks have one voice, and next to never at a time: somebody's speech cut in two."""
+    """Tell whether the speech on two tracks is one person's, cut in two.
+
+    It is if the voices are alike; how much alike they must be grows with the time that the lesser of the two
+    talks alone, and with the share of the time in which both do. One who never talks alone is nobody for less
+    than so many seconds in all.
+    """
     if turns is None:
         return False
-    together = activity.all(0).sum() / max(activity.any(0).sum(), 1)
-    return bool(turns.likeness > ONE_VOICE and together < ONE_VOICE_OVERLAP)
+    both = activity.all(0)
+    together = both.sum() / max(activity.any(0).sum(), 1)
+    if np.isnan(turns.likeness):
+        return bool(together < 0.5 and both.sum() * FRAME_SECONDS < NEVER_ALONE_SECONDS)
+    alone = float((activity & ~both).sum(-1).min()) * FRAME_SECONDS
+    return bool(turns.likeness > ONE_VOICE * min(alone / SURE_SECONDS, 1.0) + together)
 
 
 def enrolled_voice(path: Path) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ def likeliest_path(scores: NDArray[np.floating], change: NDArray[np.floating]) -
     array([0, 0, 0])
     """
     n, n_states = scores.shape
-    came_from = np.zeros((n, n_states), np.intp)
+    came_from = np.zeros((n, n_states), np.int8)  # of hours there are millions
     best = scores[0].astype(np.float64)
     states = np.arange(n_states)
     for step in range(1, n):

@@ -23,10 +23,10 @@ MOST_SECONDS = 6.0
 """Of a stretch that are listened to."""
 WEIGHT_SECONDS = 2.0
 """A stretch so long counts once; shorter ones less, longer ones up to twice."""
-SHARPNESS = 9.0
+SHARPNESS = 16.0
 """Of the likeness of voices, as a log likelihood."""
-CHANGE_AT_ONCE, CHANGE_AFTER_PAUSE = -5.0, -1.5
-"""Log probability that the talkers change tracks between two stretches."""
+CHANGE, CHANGE_WITHIN = -1.0, -5.0
+"""Log probability that the talkers change tracks from one stretch to the next, and where one talks on."""
 N_ROUNDS = 8
 TWO_VOICES = 0.2
 """Voices less alike than this are two people's for sure."""
@@ -176,8 +176,9 @@ def _settle(
     """Go on from a guess until it stays; return states, how much each beats its contrary, and the score."""
     change = np.zeros((len(found), 2, 2))
     for index in range(1, len(found)):
-        pause = found[index].first - found[index - 1].last
-        cost = CHANGE_AT_ONCE if pause == 0 else CHANGE_AFTER_PAUSE
+        one, other = found[index - 1], found[index]
+        goes_on = one.last == other.first and None in (one.track, other.track)  # somebody talks in both
+        cost = CHANGE_WITHIN if goes_on else CHANGE
         change[index] = [[0, cost], [cost, 0]]
     gains, total = np.zeros(len(found)), -np.inf
     for _ in range(N_ROUNDS):
