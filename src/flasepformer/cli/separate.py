@@ -140,7 +140,7 @@ def separate(
         from flasepformer.conversation import Conversation, can_draw
 
         options["finisher"] = Conversation(
-            speakers=speakers or "2", segments=segments, timeline=segments and can_draw(),
+            speakers=speakers or "auto", segments=segments, timeline=segments and can_draw(),
             residual=residual, floor_db=floor_db, activity=activity,
             names=tuple(map(_named_file, names or ())),
         )  # fmt: skip

@@ -62,8 +62,8 @@ class Conversation:
         ModuleNotFoundError: A timeline is wanted, and matplotlib is missing.
     """
 
-    speakers: Speakers = "2"
-    """How many talkers there are; "auto" finds out whether it is one or two."""
+    speakers: Speakers = "auto"
+    """How many talkers there are; "auto" finds out whether it is one, or as many as the model has tracks."""
     segments: bool = False
     """Write who spoke when, as RTTM, JSON, WebVTT and Audacity labels."""
     timeline: bool = False
@@ -118,14 +118,12 @@ class Conversation:
         seconds = passed.n_samples / passed.sample_rate
         activity, order, turns = self.who_speaks(passed, frames)
         notes, warnings = [], []
-        is_one = talks_alone(activity) or is_one_voice(activity, turns)
-        if activity.any() and is_one and self.speakers != "1":
-            notes.append("one person talks in this recording" + self._one_track_note())
-        if self.speakers == "1" or (is_one and self.speakers == "auto"):
+        is_one = self.speakers == "auto" and (talks_alone(activity) or is_one_voice(activity, turns))
+        is_one = is_one and bool(activity.any())
+        if is_one:
+            notes.append("one person talks in this recording: there is one track")
+        if self.speakers == "1" or is_one:
             activity = np.asarray(activity.any(0))[None]
-        elif is_one:
-            own = int(activity.sum(-1).argmax())
-            activity = np.stack([activity.any(0) & (track == own) for track in range(len(activity))])
         if not activity.any():
             notes.append("nobody speaks in this recording: the tracks are silent")
         rendering = Rendering(
@@ -197,9 +195,6 @@ class Conversation:
             matches[self.names[index][0]] = round(float(likeness[track, index]), 3)
             likeness[track], likeness[:, index] = -1, -1
         return tuple(talkers), matches
-
-    def _one_track_note(self) -> str:
-        return ": there is one track" if self.speakers == "auto" else ": the other track is silent"
 
     def _files(
         self,

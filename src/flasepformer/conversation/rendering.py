@@ -82,6 +82,8 @@ class Rendering:
         if self.full_band and passed.sample_rate > passed.estimate_rate:
             above = recording - passed.mixture_at_rate(first, last)
             own += self._at(self._upper_shares, first, last) * above
+        if len(self.activity) == 1:
+            own = recording[None]
         together = talking - alone
         tracks = (
             alone * (own if passed.channels else recording) + (together + self.floor * (1 - talking)) * own
