@@ -25,7 +25,9 @@ def test_a_batch_is_separated_recording_by_recording(separator, voices):  # issu
 
 
 def test_a_batch_taken_for_channels_is_told(separator, voices):  # issue 16
-    noise = np.random.default_rng(0).standard_normal((3, 16_000)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    loudness = np.repeat(rng.random((3, 10)) ** 3, 1600, axis=1)  # as speech: loud and quiet by turns
+    noise = (loudness * rng.standard_normal((3, 16_000))).astype(np.float32)
     with pytest.warns(UserWarning, match="separate_batch separates recordings one by one"):
         separator.separate(0.1 * noise, 8000)
     with pytest.warns(UserWarning, match="if they are two recordings, use separate_batch"):

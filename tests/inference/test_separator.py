@@ -131,7 +131,8 @@ def test_more_channels_than_two_are_not_mixed_down_without_a_word(separator, voi
 
 
 def test_a_talker_on_each_channel_needs_no_model(separator, voices, tmp_path):
-    stereo = np.stack([voices(16_000), voices(16_000, seed=1)])
+    pauses = np.repeat([[1, 1, 0.01, 1, 1], [0.01, 1, 1, 1, 1]], 3200, axis=1).astype(np.float32)
+    stereo = pauses * np.stack([voices(16_000), voices(16_000, seed=1)])
     with pytest.warns(UserWarning, match="each channel carries a talker of its own"):
         np.testing.assert_array_equal(separator.separate(stereo, 8000), stereo)
     soundfile.write(tmp_path / "call.wav", stereo.T, 8000, subtype="FLOAT")

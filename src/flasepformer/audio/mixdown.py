@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flasepformer.audio.blocks import BLOCK_LENGTH
+from flasepformer.audio.channel_levels import ChannelLevels
 
 CANCELLED = 0.01
 """Energy of the mean, against the mean of unrelated channels, below which channels cancel out (-20 dB)."""
@@ -49,7 +50,9 @@ class Channels:
         self._equal = True
         self._energies, self._sums = np.zeros(n_channels), np.zeros(n_channels)
         self._energy_of_mean = self._sum_of_mean = 0.0
-        self._pair = _Pair(sample_rate) if n_channels == 2 and sample_rate is not None else None
+        self._pair: tuple[_Pair, ChannelLevels] | None = None
+        if n_channels == 2 and sample_rate is not None:
+            self._pair = _Pair(sample_rate), ChannelLevels(sample_rate)
 
     def add(self, block: NDArray[np.floating]) -> None:
         """Look at the next samples (channel, time)."""
@@ -62,8 +65,8 @@ class Channels:
             mean = _average(block)
             self._energy_of_mean += _energy(mean)
             self._sum_of_mean += float(mean.sum(dtype=np.float64))
-        if self._pair is not None:
-            self._pair.add(block)
+        for each in self._pair or ():
+            each.add(block)
 
     def mix_down(self) -> MixDown:
         """Decide how to make one of the channels: their mean, or the strongest where they would cancel."""
@@ -73,7 +76,7 @@ class Channels:
             return MixDown(None, self._sum_of_mean / self.n_samples)
         strongest = int(self._energies.argmax())
         warning = (
-            f"the channels cancel one another (they are in antiphase); channel {strongest} alone is used"
+            f"the channels cancel one another (they are in antiphase); channel {strongest + 1} alone is used"
         )
         return MixDown(strongest, self._sums[strongest] / self.n_samples, (warning,))
 
@@ -81,7 +84,12 @@ class Channels:
         """Tell whether each channel carries a talker of its own; see `talkers_have_channels`."""
         if self._pair is None or self._sample_rate is None or self.n_samples < self._sample_rate:
             return False
-        return self._pair.are_unrelated(self._sums / self.n_samples, self._energies, self.n_samples)
+        pair, levels = self._pair
+        energies = self._energies - self._sums**2 / self.n_samples
+        if energies.min() < CANCELLED * energies.max():
+            return False  # one channel is silent, or next to it
+        unrelated = pair.are_unrelated(self._sums / self.n_samples, energies)
+        return (unrelated and levels.vary_like_speech()) or levels.take_turns()
 
 
 def mix_down(samples: NDArray[np.floating]) -> tuple[NDArray[np.floating], tuple[str, ...]]:
@@ -107,7 +115,8 @@ def mix_down(samples: NDArray[np.floating]) -> tuple[NDArray[np.floating], tuple
 def talkers_have_channels(samples: NDArray[np.floating], sample_rate: int) -> bool:
     """Tell whether each channel of a stereo recording carries a talker of its own, as calls often do.
 
-    That is so when both are heard and neither is found in the other, at any delay between microphones.
+    That is so when both are heard and neither is found in the other, at any delay between microphones, and
+    when they are loud by turns, with the other talker as crosstalk at most. Hum and most music are no talker.
 
     Args:
         samples: (channel, time).
@@ -153,15 +162,10 @@ class _Pair:
                 self._close()
             block = block[:, room:]
 
-    def are_unrelated(
-        self, means: NDArray[np.float64], energies: NDArray[np.float64], n_samples: int
-    ) -> bool:
-        """Tell it of the channels without their means."""
+    def are_unrelated(self, means: NDArray[np.float64], energies: NDArray[np.float64]) -> bool:
+        """Tell it of the channels without their means, whose energies these are."""
         if self._rest:
             self._close()
-        energies = energies - n_samples * means**2
-        if energies.min() < CANCELLED * energies.max():
-            return False  # one channel is silent, or next to it
         # the sum of (x - mean) (y - mean), over the pairs of samples that each lag has
         correlation = (
             self._products

@@ -53,6 +53,31 @@ def separate(
         bool,
         typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
     ] = False,
+    speakers: Annotated[
+        Literal["1", "2", "auto"] | None,
+        typer.Option(help="How many people talk; auto finds out. Silence where a talker is silent."),
+    ] = None,
+    segments: Annotated[
+        bool,
+        typer.Option(
+            "--segments", help="Write who spoke when: RTTM, JSON, WebVTT, Audacity labels, picture."
+        ),
+    ] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="NAME=FILE: a voice that is known, with 5 s or more of it alone."),
+    ] = None,
+    activity: Annotated[
+        Literal["voices", "levels"],
+        typer.Option(help="Who speaks is told by the voices, or by the levels of the tracks alone."),
+    ] = "voices",
+    residual: Annotated[
+        bool, typer.Option("--residual", help="One more track: what belongs to nobody.")
+    ] = False,
+    floor_db: Annotated[
+        float | None,
+        typer.Option("--floor", max=0.0, help="What a silent track keeps, in dB; by default nothing."),
+    ] = None,
     mode: Annotated[
         Literal["auto", "whole", "chunks"],
         typer.Option(help="The whole recording at once, or overlapping chunks; auto: what fits."),
@@ -111,6 +136,14 @@ def separate(
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
     }  # fmt: skip
+    if speakers or segments or residual or floor_db is not None or names:
+        from flasepformer.conversation import Conversation, can_draw
+
+        options["finisher"] = Conversation(
+            speakers=speakers or "auto", segments=segments, timeline=segments and can_draw(),
+            residual=residual, floor_db=floor_db, activity=activity,
+            names=tuple(map(_named_file, names or ())),
+        )  # fmt: skip
     with temporary_folder() as scratch:
         # Not the scratch folder itself: that is locked, and publishing locks the folder of the tracks.
         folder = scratch / "tracks" if out == STDOUT else Path(out)
@@ -135,6 +168,13 @@ def separate(
     if as_json:
         print_result(json.dumps(run.summary(), indent=2))
     raise typer.Exit(run.exit_code)
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name.strip() or not Path(path).is_file():
+        raise typer.BadParameter(f"--name takes NAME=FILE, as in Ann=ann.wav, got {text}")
+    return name.strip(), path
 
 
 def _checked_size(text: str | None) -> int | None:

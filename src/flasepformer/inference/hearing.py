@@ -78,6 +78,14 @@ class Survey:
     talkers_have_channels: bool
     """Whether each channel carries a talker of its own."""
 
+    def mixed(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the recording mixed down, without its constant offset: (1, some time)."""
+        offset = np.float32(self.mix.mean)
+        for block in self.stream.blocks():
+            mixture = self.mix.apply(block)
+            mixture -= offset
+            yield mixture[None]
+
     def model_length(self, sample_rate: int) -> int:
         """Return the length of the recording at another rate."""
         return resampled_length(self.n_samples, self.sample_rate, sample_rate)
@@ -154,7 +162,6 @@ def hear(found: Survey, sample_rate: int, folder: str | None, tell: Tell) -> Hea
     Raises:
         OSError: The disk has no room.
     """
-    offset = np.float32(found.mix.mean)
     silence = SilenceFinder(found.sample_rate, SILENCE_PEAK)
     loudness = TalkingLevel(sample_rate // 10)
     peak = 0.0
@@ -162,13 +169,11 @@ def hear(found: Survey, sample_rate: int, folder: str | None, tell: Tell) -> Hea
     def mixed() -> Iterator[NDArray[np.float32]]:
         nonlocal peak
         n_done = 0
-        for block in found.stream.blocks():
-            mixture = found.mix.apply(block)
-            mixture -= offset
-            peak = max(peak, _peak(mixture))
-            silence.add(mixture)
-            yield mixture[None]
-            n_done += len(mixture)
+        for block in found.mixed():
+            peak = max(peak, _peak(block))
+            silence.add(block[0])
+            yield block
+            n_done += block.shape[1]
             tell(n_done / found.n_samples)
 
     stored = StoredSignals(1, found.model_length(sample_rate), folder)

@@ -19,6 +19,8 @@ class SeparationReport:
     """Of the recording: its size in "bytes" and its "sha256"."""
     tracks: tuple[Path, ...]
     """One file per talker."""
+    files: tuple[Path, ...]
+    """Others beside them, such as labels."""
     seconds: float
     """Length of the recording and of every track."""
     sample_rate: int
@@ -47,6 +49,8 @@ class SeparationReport:
     which their tracks agree better than with two of them swapped."""
     confidence: dict[str, Any] | None
     """How sure it is that each track is one talker, see `Confidence.as_dict`; None without a model."""
+    conversation: dict[str, Any]
+    """Who spoke how long, and what is doubtful, where that was asked for; see `flasepformer.conversation`."""
     gain: float
     """Gain of all tracks against the mixture: 1, or less where a format would have clipped."""
     warnings: tuple[str, ...]
@@ -60,6 +64,7 @@ class SeparationReport:
             "flasepformer": flasepformer.__version__,
             **asdict(self),
             "tracks": [track.name for track in self.tracks],
+            "files": [file.name for file in self.files],
         }
         with path.open("w", encoding="ascii") as file:
             json.dump(content, file, indent=2)

@@ -31,16 +31,30 @@ from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
+from flasepformer.inference.finishing import Finished, Finisher
 from flasepformer.inference.hearing import OneChannel, Survey, hear, survey
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import SILENCE_PEAK
 from flasepformer.inference.memory import format_size
-from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
+from flasepformer.inference.outputs import (
+    Outputs,
+    explain_write_failure,
+    growing_folder,
+    plan_outputs,
+    publish,
+)
 from flasepformer.inference.plans import Plan, full_disk, spill_folder
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
-from flasepformer.inference.tracks import ChannelTracks, SeparatedTracks, SilentTracks, Tracks, fit_format
+from flasepformer.inference.tracks import (
+    ChannelTracks,
+    FinishedTracks,
+    SeparatedTracks,
+    SilentTracks,
+    Tracks,
+    fit_format,
+)
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 MIN_SAMPLE_RATE = 2000
@@ -68,6 +82,9 @@ READING_SHARE = 0.05
 """Of the work, each of the two sweeps over the recording that come before the model."""
 
 MODEL_SHARE = 0.8
+
+FINISHING_FROM = 0.92
+"""Share of the work that is done when a finisher begins."""
 
 WRITING_FROM = 0.95
 """Share of the work that is done when the tracks are written."""
@@ -101,6 +118,9 @@ class FileOptions(TypedDict, total=False):
     """The one channel to separate, from 1; by default all are mixed down."""
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
+    finisher: Finisher
+    """Makes the tracks of the model's estimates, such as `flasepformer.conversation.Conversation`; by default
+    the estimates are the tracks."""
     progress: Progress
     """Called at every step, and again and again while the model works. What it raises, such as
     `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
@@ -132,6 +152,7 @@ class _Separation:
     notes: tuple[str, ...] = ()
     seconds_taken: float = 0.0
     """Of the model."""
+    finished: Finished | None = None
 
 
 def _tell_nobody(step: str, share: float) -> None:
@@ -378,10 +399,14 @@ class Separator:
             )
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
-        outputs = plan_outputs(Path(out_folder), name, self.n_sources, form)
+        finisher = options.get("finisher")
+        labels = finisher.labels(self.n_sources) if finisher else _speakers(self.n_sources)
+        planned = plan_outputs(Path(out_folder), name, labels, form, finisher.endings() if finisher else ())
+        outputs = planned
         chosen = {
             **self._run_options,
             **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+            "finisher": dict(finisher.options) if finisher else None,
         }
         with growing_folder(outputs.report.parent) as growing, ExitStack() as opened:
             tell("reading", 0.0)
@@ -392,7 +417,7 @@ class Separator:
                 return difference(read_report(report), content, self._weights_sha256, chosen)
 
             if not overwrite:
-                outputs.check_absent(differs)
+                planned.check_absent(differs)
             recording = opened.enter_context(self._open(path, options))
             channel = options.get("channel")
             found = survey(
@@ -401,7 +426,8 @@ class Separator:
                 lambda share: tell("reading", READING_SHARE * share),
             )
             _checked_rate(found.sample_rate)
-            self._check_room(outputs.report.parent, found, form, _SUBTYPES[subtype])
+            n_planned = len(planned.tracks)
+            self._check_room(outputs.report.parent, found, n_planned, form, _SUBTYPES[subtype])
             separation = self._separate(
                 found,
                 tell,
@@ -409,6 +435,11 @@ class Separator:
                 held_bytes=recording.n_kept_bytes,
                 mix_channels=options.get("mix_channels", False),
             )
+            confidence = self._confidence(separation)
+            if finisher:
+                tell("finishing", FINISHING_FROM)
+                separation, outputs = _finished(separation, found, finisher, name, planned)
+            finished = separation.finished
             tell("writing", WRITING_FROM)
             fit = fit_format(separation.tracks, form, form == "wav" and subtype in ("auto", "float"))
             seconds = found.n_samples / found.sample_rate
@@ -417,6 +448,7 @@ class Separator:
                 input=label,
                 content=content,
                 tracks=outputs.tracks,
+                files=outputs.files,
                 seconds=seconds,
                 sample_rate=fit.sample_rate,
                 model={**self.description, "weights_sha256": self._weights_sha256},
@@ -431,29 +463,39 @@ class Separator:
                 doubtful_joins=tuple(
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
-                confidence=self._confidence(separation),
+                confidence=confidence,
+                conversation=dict(finished.facts) if finished else {},
                 gain=fit.gain,
                 warnings=self._cautions + recording.warnings + separation.warnings + fit.warnings,
                 notes=separation.notes + fit.notes,
             )
-            grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
-                growing / "report.json"
-            ]
+            n_tracks = separation.tracks.n_tracks
+            grown = [growing / f"{index}.{form}" for index in range(n_tracks)]
             try:
-                for index, target in enumerate(grown[:-1]):
-                    tell_one = partial(_tell_writing, tell, index, self.n_sources)
+                for index, target in enumerate(grown):
+                    tell_one = partial(_tell_writing, tell, index, n_tracks)
                     blocks = _told(fit.blocks(index), fit.n_samples, tell_one)
                     write_blocks(
                         target, blocks, 1, fit.n_samples, fit.sample_rate, subtype=_SUBTYPES[subtype]
                     )
+                for ending, write in finished.files.items() if finished else ():
+                    grown.append(growing / f"file{ending}")
+                    write(grown[-1])
+                grown.append(growing / "report.json")
                 report = replace(report, total_real_time_factor=(time.perf_counter() - began) / seconds)
                 report.write(grown[-1])
-                publish(grown, outputs, overwrite=overwrite, difference=differs)
+                publish(
+                    grown,
+                    outputs,
+                    overwrite=overwrite,
+                    difference=differs,
+                    obsolete=(*planned.tracks, *planned.files),
+                )
             except FileExistsError:
                 raise
             except OSError as error:
                 shutil.rmtree(growing, ignore_errors=True)  # so that the free space counts without our files
-                n_bytes = self.n_sources * fit.n_samples * SAMPLE_BYTES
+                n_bytes = n_tracks * fit.n_samples * SAMPLE_BYTES
                 raise explain_write_failure(error, outputs.report.parent, n_bytes) from error
         tell("done", 1.0)
         return report
@@ -471,11 +513,11 @@ class Separator:
             return None
         return separation.tracks.confidence().as_dict()
 
-    def _check_room(self, folder: Path, found: Survey, form: str, subtype: str) -> None:
+    def _check_room(self, folder: Path, found: Survey, n_tracks: int, form: str, subtype: str) -> None:
         """Raise before the work if there is no room for tracks whose size is known."""
         if form == "wav":
             sample_bytes = {"PCM_16": 2, "PCM_24": 3}.get(subtype, SAMPLE_BYTES)
-            n_bytes = self.n_sources * found.n_samples * sample_bytes
+            n_bytes = n_tracks * found.n_samples * sample_bytes
             if shutil.disk_usage(folder).free < n_bytes:
                 raise explain_write_failure(OSError("disk full"), folder, n_bytes)
 
@@ -571,6 +613,32 @@ def _told(
         yield block
         n_done += block.shape[1]
         tell(n_done / n_samples)
+
+
+def _speakers(n_sources: int) -> tuple[str, ...]:
+    return tuple(f"speaker{number}" for number in range(1, n_sources + 1))
+
+
+def _finished(
+    separation: _Separation, found: Survey, finisher: Finisher, name: str, planned: Outputs
+) -> tuple[_Separation, Outputs]:
+    """Let a finisher make the tracks, and choose the names of those that there are."""
+    tracks = separation.tracks
+    finished = finisher.finish(tracks.passed(found, name))
+    labels = finisher.labels(tracks.n_tracks)
+    outputs = Outputs(
+        tuple(planned.tracks[labels.index(label)] for label in finished.labels),
+        planned.report,
+        tuple(planned.files[finisher.endings().index(ending)] for ending in finished.files),
+    )
+    separation = replace(
+        separation,
+        tracks=FinishedTracks(finished, tracks),
+        finished=finished,
+        warnings=separation.warnings + finished.warnings,
+        notes=separation.notes + finished.notes,
+    )
+    return separation, outputs
 
 
 def _plan_notes(plan: Plan, memory_bytes: int | None, sample_rate: int) -> tuple[str, ...]:

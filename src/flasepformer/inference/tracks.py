@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,10 +20,15 @@ from flasepformer.audio import (
 )
 from flasepformer.inference.chunks import Signals
 from flasepformer.inference.confidence import Confidence, confidence_of
+from flasepformer.inference.finishing import Finished, Passed, Read
+from flasepformer.inference.hearing import Survey
 from flasepformer.inference.levels import Products
 
 INTEGER_PEAK = 0.999
 """Peak of tracks that had to be turned down for a format that clips at 1."""
+
+PIECE_SECONDS = 20
+"""Length of the pieces in which a finisher makes tracks."""
 
 Block = NDArray[np.float32]
 
@@ -43,6 +48,14 @@ class Tracks(Protocol):
     def blocks(self, index: int) -> Iterator[Block]:
         """Yield one track from its beginning: (1, some time)."""
 
+    def passed(self, found: Survey, name: str) -> Passed:
+        """Return what a finisher makes other tracks of.
+
+        Args:
+            found: Of the recording.
+            name: What the names of the tracks begin with.
+        """
+
 
 @dataclass(frozen=True)
 class SilentTracks:
@@ -55,6 +68,12 @@ class SilentTracks:
     def blocks(self, index: int) -> Iterator[Block]:
         """See `Tracks`."""
         return silent_blocks(1, self.n_samples)
+
+    def passed(self, found: Survey, name: str) -> Passed:
+        """See `Tracks`."""
+        return _of_recording(
+            self, name, lambda first, last: np.zeros((self.n_tracks, last - first), np.float32)
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,10 @@ class ChannelTracks:
     def blocks(self, index: int) -> Iterator[Block]:
         """See `Tracks`."""
         return (block[index : index + 1] for block in self.stream.blocks())
+
+    def passed(self, found: Survey, name: str) -> Passed:
+        """See `Tracks`."""
+        return replace(_of_recording(self, name, InOrder(self.stream.blocks)), channels=True)
 
 
 class SeparatedTracks:
@@ -117,6 +140,100 @@ class SeparatedTracks:
         # Its length may differ from the recording's by what was rounded twice.
         track = resample_blocks(levelled, self._estimates.n_samples, self._rate, self.sample_rate)
         return _silenced(track, self.n_samples, self._silent)
+
+    def passed(self, found: Survey, name: str) -> Passed:
+        """See `Tracks`."""
+        return Passed(
+            n_samples=self.n_samples,
+            sample_rate=self.sample_rate,
+            recording=_one(InOrder(found.mixed)),
+            n_estimate_samples=self._estimates.n_samples,
+            estimate_rate=self._rate,
+            n_sources=self.n_tracks,
+            mixture=lambda first, last: self._mixture.read(first, last)[0] * np.float32(self._level),
+            estimates=lambda first, last: (self._estimates.read(first, last) - self._means) * self._gains,
+            offset=found.mix.mean,
+            name=name,
+        )
+
+
+class FinishedTracks:
+    """What a finisher has made of the tracks of a model.
+
+    Args:
+        finished: The answer of the finisher.
+        tracks: Of the model.
+    """
+
+    def __init__(self, finished: Finished, tracks: Tracks) -> None:
+        self.finished, self._model_tracks = finished, tracks
+        self.n_tracks = len(finished.labels)
+        self.n_samples, self.sample_rate = tracks.n_samples, tracks.sample_rate
+
+    def blocks(self, index: int) -> Iterator[Block]:
+        """See `Tracks`."""
+        length = PIECE_SECONDS * self.sample_rate
+        for first in range(0, self.n_samples, length):
+            piece = self.finished.tracks(first, min(first + length, self.n_samples))
+            yield np.asarray(piece[index : index + 1], np.float32)
+
+    def passed(self, found: Survey, name: str) -> Passed:
+        """See `Tracks`; a finisher does not hear what another one has made."""
+        return self._model_tracks.passed(found, name)
+
+
+class InOrder:
+    """Reads signals that are made block by block; to go back is to begin anew.
+
+    Args:
+        blocks: Returns the blocks (signal, some time) from the beginning.
+    """
+
+    def __init__(self, blocks: Callable[[], Iterator[Block]]) -> None:
+        self._make = blocks
+        self._blocks: Iterator[Block] = iter(())
+        self._first, self._kept = 0, np.zeros((0, 0), np.float32)
+        self._begun = False
+
+    def __call__(self, first: int, last: int) -> Block:
+        """Return samples (signal, last - first)."""
+        if not self._begun or first < self._first:
+            self._blocks, self._begun, self._first = self._make(), True, 0
+            self._kept = next(self._blocks)
+        while self._first + self._kept.shape[1] < last:
+            if first >= self._first + self._kept.shape[1]:  # nothing of it is wanted
+                self._first += self._kept.shape[1]
+                self._kept = next(self._blocks)
+            else:
+                self._kept = np.concatenate(
+                    [self._kept[:, first - self._first :], next(self._blocks)], axis=1
+                )
+                self._first = first
+        return self._kept[:, first - self._first : last - self._first].copy()
+
+
+def _of_recording(tracks: Tracks, name: str, signals: Read) -> Passed:
+    """Return what has passed without a model: signals (source, time) whose sum is the recording."""
+
+    def total(first: int, last: int) -> Block:
+        return np.asarray(signals(first, last).sum(0))
+
+    return Passed(
+        n_samples=tracks.n_samples,
+        sample_rate=tracks.sample_rate,
+        recording=total,
+        n_estimate_samples=tracks.n_samples,
+        estimate_rate=tracks.sample_rate,
+        n_sources=tracks.n_tracks,
+        mixture=total,
+        estimates=signals,
+        name=name,
+    )
+
+
+def _one(read: Read) -> Read:
+    """Return what reads the only signal (time,)."""
+    return lambda first, last: np.asarray(read(first, last)[0])
 
 
 class _Changed:
