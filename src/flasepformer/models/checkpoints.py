@@ -149,9 +149,10 @@ def convert_checkpoint(
     layout: str = OWN_LAYOUT,
     *,
     info: Mapping[str, Any] | None = None,
+    half: bool = False,
     accept_licence: bool = False,
 ) -> ModelInfo:
-    """Write a checkpoint anew in another layout, every weight bit by bit.
+    """Write a checkpoint anew in another layout, every weight bit by bit unless it is halved.
 
     A ModelScope checkpoint that was converted to our format goes back exactly as it came, its unread tensors
     and its settings included.
@@ -161,6 +162,7 @@ def convert_checkpoint(
         folder: Where to write; made if missing.
         layout: "flasepformer" (ours) or "modelscope" (what the public release of FLASepformer loads).
         info: What is known of the weights, instead of what the checkpoint says; see `save_model`.
+        half: Store the weights in half precision, in our layout.
         accept_licence: As for `load_model`.
 
     Returns:
@@ -179,13 +181,15 @@ def convert_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; name a new folder")
     if layout == OWN_LAYOUT:
-        _write_converted(checkpoint, folder, info)
+        _write_converted(checkpoint, folder, info, torch.float16 if half else torch.float32)
     else:
         _write_published(checkpoint, folder, layout)
     return checkpoint.info
 
 
-def _write_converted(checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None) -> None:
+def _write_converted(
+    checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None, dtype: torch.dtype
+) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
         stated = {key: getattr(known, key) for key in ("data", "citation", "source") if getattr(known, key)}
@@ -196,7 +200,7 @@ def _write_converted(checkpoint: _Checkpoint, folder: Path, info: Mapping[str, A
         if origin.unread:
             folder.mkdir(parents=True, exist_ok=True)
             _write_atomically(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
-    _write_own(checkpoint.model, folder, extra)
+    _write_own(checkpoint.model, folder, extra, dtype)
 
 
 def _write_published(checkpoint: _Checkpoint, folder: Path, layout_name: str) -> None:
