@@ -1,6 +1,5 @@
 """`flasepformer benchmark`: what models cost against the length of the recording."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.cores import n_cores
 
 if TYPE_CHECKING:
     from flasepformer.benchmark import Case, CaseResult
@@ -70,7 +70,7 @@ def benchmark(
     if device == "cuda" and not torch.cuda.is_available():
         print_message("error: there is no CUDA device that works on this machine; give --device cpu")
         raise typer.Exit(3)
-    n_threads = threads or len(os.sched_getaffinity(0))
+    n_threads = threads or n_cores()
     try:
         cases = _cases(models or [], lengths, peers, paper, device, _precisions(precision), n_threads)
     except CheckpointError as error:

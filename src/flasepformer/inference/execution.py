@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flasepformer.errors import is_out_of_memory
 from flasepformer.inference.chunks import Join, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
@@ -130,7 +131,7 @@ class ModelRunner:
                 self._execute(passage, mixture, silence, progress)
                 return passage
             except (RuntimeError, MemoryError) as error:
-                if not _ran_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failed = passage.device.type
             self._go_on_with_less(passage, len(mixture))
@@ -177,7 +178,7 @@ class ModelRunner:
             try:
                 return attempt(precision)
             except RuntimeError as error:  # an operation or the device itself is missing
-                if passage.device.type == "cpu" or _ran_out_of_memory(error):
+                if passage.device.type == "cpu" or is_out_of_memory(error):
                     raise
                 reason = str(error).split("\n")[0]
                 passage.warnings.append(f"{passage.device} failed ({reason}); going on on the CPU")
@@ -219,10 +220,6 @@ def _on(device: torch.device, *models: SeparationNetwork) -> SeparationNetwork:
         if all(parameter.device == device for parameter in model.parameters()):
             return model
     return copy.deepcopy(models[-1]).to(device)
-
-
-def _ran_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _is_finite(x: Tensor) -> bool:

@@ -6,7 +6,6 @@ none too many. Nothing in a checkpoint is ever executed.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from flasepformer.files import write_whole
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.network import SeparationNetwork
@@ -199,7 +199,7 @@ def _write_converted(
         extra["origin"] = {"layout": origin.layout, "settings": origin.settings}
         if origin.unread:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
+            write_whole(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
     _write_own(checkpoint.model, folder, extra, dtype)
 
 
@@ -226,21 +226,8 @@ def _write_own(
         for name, value in model.state_dict().items()
     }
     description = {"family": family, "config": vars(model.config), **extra}
-    _write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
-    _write_atomically(folder / CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / WEIGHTS_FILE, to_safetensors(weights))
+    write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
 
 def _open(name_or_path: str | Path, accept_licence: bool = False) -> _Checkpoint:
