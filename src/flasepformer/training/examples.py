@@ -80,7 +80,8 @@ def open_further_validation(recipe: Recipe, cache: str | Path) -> FurtherValidat
         held_out = DynamicMixing(_store(recipe, split, cache), _valid_mixing(recipe), VALID_SEED, cache=cache)
     if data.n_valid_conversations:
         store = _store(recipe, _list(recipe, "speech", data.valid_split), cache)
-        conversations = list(TurnTaking(store, data.n_valid_conversations))
+        turns = TurnTaking(store, data.n_valid_conversations)
+        conversations = [turns[index] for index in range(len(turns))]
     return FurtherValidation(held_out, conversations)
 
 

@@ -56,7 +56,7 @@ def pack_speech(recipe: Recipe, folder: str | Path, *, max_bytes: int) -> Packed
         read_utterances(data.speech, split, exclude=exclude) for split in (data.train_split, data.valid_split)
     )
     folder.mkdir(parents=True)
-    n_bytes, rows = 0, [_COLUMNS]
+    n_bytes, rows = len(",".join(_COLUMNS)) + 1, [_COLUMNS]
     noise = [
         (f"{NOISE_FOLDER}/{Path(place).name}", Utterance(path, "", 0.0))
         for place in recipe.mixing.noise
