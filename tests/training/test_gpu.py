@@ -21,7 +21,6 @@ def test_a_run_goes_on_for_some_seconds_and_comes_back_packed(small_recipe, fini
         (tmp_path / name).mkdir()
     (tmp_path / "src" / "flasepformer").symlink_to(PROJECT / "src" / "flasepformer")
     (tmp_path / "recipes" / "gpu.sh").write_bytes((PROJECT / "recipes" / "gpu.sh").read_bytes())
-    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
     packed = pack_run(finished(small_recipe, tmp_path / "run"), tmp_path / "before")
     longer = dataclasses.replace(small_recipe.optimization, n_steps=10**6, decay_steps=0)
     recipe = dataclasses.replace(small_recipe, optimization=longer, steps_per_epoch=10**6)
