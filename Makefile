@@ -31,7 +31,7 @@ lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/lint-imports
 
 campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
-	$(BIN)/python recipes/campaign.py unpack
+	$(BIN)/flasepformer unpack docs/campaign runs/campaign --recipe recipes/campaign.yaml
 ifeq ($(CORES),1)
 	OMP_NUM_THREADS=1 $(PIN) $(BIN)/python $(CAMPAIGN)
 else
@@ -39,7 +39,7 @@ else
 endif
 
 campaign-pack: $(READY)  ## put the state of that run into docs/campaign, to be committed
-	$(BIN)/python recipes/campaign.py pack
+	$(BIN)/flasepformer pack runs/campaign docs/campaign
 
 docs: $(DOCS_READY)  ## the reference of the Python interface, as pages in build/site
 	$(BIN)/mkdocs build --quiet

@@ -27,6 +27,7 @@ def run(*options):
     return CliRunner().invoke(app, ["benchmark", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path):
     options = ("--lengths", "0.5", "--precision", "float32,bf16", "--repeats", 1, "--threads", 1)
     options += ("--out", tmp_path / "new")

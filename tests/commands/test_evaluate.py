@@ -322,6 +322,7 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
     listing, told = tmp_path / "list.csv", tmp_path / "told"
     os.mkfifo(listing)

@@ -12,6 +12,7 @@ import numpy as np
 
 from flasepformer.benchmark.cases import CaseResult
 from flasepformer.benchmark.machine import MachineRates
+from flasepformer.files import markdown_table, write_whole
 
 CSV_FILE = "benchmark.csv"
 MARKDOWN_FILE = "benchmark.md"
@@ -192,15 +193,8 @@ class Report:
             JSON_FILE: json.dumps(self.as_dict(), indent=2) + "\n",
         }
         for name, content in contents.items():
-            temporary = folder / f".{name}.part"
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(folder / name)
+            write_whole(folder / name, content)
         return [folder / name for name in contents]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _per_second(result: CaseResult) -> float | None:

@@ -22,6 +22,7 @@ from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
+from flasepformer.cli.packing import pack, unpack
 from flasepformer.cli.prepare import prepare
 from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
@@ -52,6 +53,8 @@ for command in (
     prepare,
     mixtures,
     train,
+    pack,
+    unpack,
     evaluate,
     measure,
     compare,

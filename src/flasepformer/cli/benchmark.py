@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.cores import n_cores
 from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def benchmark(
     if device == "cuda" and not torch.cuda.is_available():
         print_message("error: there is no CUDA device that works on this machine; give --device cpu")
         raise typer.Exit(3)
-    n_threads = threads or len(os.sched_getaffinity(0))
+    n_threads = threads or n_cores()
     try:
         cases = _cases(models or [], lengths, peers, paper, device, _precisions(precision), n_threads)
     except CheckpointError as error:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import sys
 import warnings
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.cores import n_cores
 from flasepformer.cli.places import check_place
 from flasepformer.cli.published import AcceptLicence, obtain_published
 from flasepformer.cli.words import checked_device
@@ -207,7 +207,7 @@ def _score(
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))
-        jobs = min(_n_cores(), -(-n_mixtures // MIXTURES_PER_JOB)) if separator.device.type == "cpu" else 1
+        jobs = min(n_cores(), -(-n_mixtures // MIXTURES_PER_JOB)) if separator.device.type == "cpu" else 1
     journal = out / JOURNAL_FILE
     if overwrite:
         journal.unlink(missing_ok=True)
@@ -275,13 +275,6 @@ def load_separator(name: str, device: str) -> "Separator":
     for caution in cautions:
         print_message(f"warning: {caution.message}")
     return separator
-
-
-def _n_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def _table(result: "EvaluationResult") -> list[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flasepformer.audio import StoredSignals
+from flasepformer.errors import is_out_of_memory
 from flasepformer.inference.chunks import Join, Signals, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
@@ -145,7 +146,7 @@ class ModelRunner:
                 self._execute(passage, mixture, silence, progress)
                 return passage
             except (RuntimeError, MemoryError) as error:
-                if not _ran_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failed = passage.device.type
             self._go_on_with_less(passage, mixture.n_samples)
@@ -220,7 +221,7 @@ class ModelRunner:
             try:
                 return attempt(precision)
             except RuntimeError as error:  # an operation or the device itself is missing
-                if passage.device.type == "cpu" or _ran_out_of_memory(error):
+                if passage.device.type == "cpu" or is_out_of_memory(error):
                     raise
                 reason = str(error).split("\n")[0]
                 passage.warnings.append(f"{passage.device} failed ({reason}); going on on the CPU")
@@ -276,10 +277,6 @@ def _on(device: torch.device, *models: SeparationNetwork) -> SeparationNetwork:
         if all(parameter.device == device for parameter in model.parameters()):
             return model
     return copy.deepcopy(models[-1]).to(device)
-
-
-def _ran_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _is_finite(x: Tensor) -> bool:
