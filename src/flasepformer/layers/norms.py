@@ -126,10 +126,9 @@ class GlobalNorm(GlobalLayer):
         return self._cumulative(x, carry) if self.causal else super().forward(x)
 
     def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
-        wide = _at_least_float32(x).flatten(2).double()
-        sums = torch.stack(
-            [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2
-        )
+        wide = _at_least_float32(x).flatten(2)
+        counts = wide.new_full(wide.shape[:2], wide.shape[2])
+        sums = torch.stack([wide.sum(2), wide.square().sum(2), counts], 2).double()
         total = sums.cumsum(1)  # (batch, frames, 3)
         if carry is not None:
             past = carry.load("sums")
