@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flasepformer.inference.separator import MODEL_RMS
+from flasepformer.inference.levels import MODEL_RMS
 from flasepformer.models import SepReformer, load_model, save_model
 from flasepformer.models.causal import made_causal
 

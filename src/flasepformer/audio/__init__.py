@@ -5,6 +5,7 @@ read as far as it goes, and `Recording.warnings` says what is missing; one that 
 `AudioError` with the sentence to show. Nothing here imports torch.
 """
 
+from flasepformer.audio.live_resampling import LiveResampler
 from flasepformer.audio.mixdown import mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, read_audio
 from flasepformer.audio.recording import AudioError, Recording
@@ -15,6 +16,7 @@ __all__ = [
     "AUDIO_EXTENSIONS",
     "WRITABLE_FORMATS",
     "AudioError",
+    "LiveResampler",
     "Recording",
     "allowed_rate",
     "mix_down",

@@ -1,7 +1,8 @@
 """Separate recordings: a file or an array goes in, one track per talker comes out.
 
 `Separator` holds a model on a device and does all that a recording needs around it: mixing down, resampling,
-silence, levels, files. `RunOptions` say how a long one goes through the model, within how much memory.
+silence, levels, files. `StreamingSeparator`
+does the same for a stream while it comes. `RunOptions` say how a long one goes through the model, within how much memory.
 `pick_device` chooses where to run; `OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell
 what went wrong.
 """
@@ -26,6 +27,7 @@ from flasepformer.inference.separator import (
     Separator,
     best_weights,
 )
+from flasepformer.inference.streaming import StateError, StreamingSeparator
 
 __all__ = [
     "AlreadySeparated",
@@ -39,6 +41,8 @@ __all__ = [
     "SeparationError",
     "SeparationReport",
     "Separator",
+    "StateError",
+    "StreamingSeparator",
     "best_weights",
     "growing_folder",
     "parse_size",

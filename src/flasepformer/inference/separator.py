@@ -34,15 +34,12 @@ from flasepformer.inference.estimates import SAMPLE_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
-from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
+from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
 from flasepformer.inference.plans import Plan, SeparationError
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
-
-MODEL_RMS = 10 ** (-23 / 20)
-"""Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
 
 MIN_SAMPLE_RATE = 2000
 """In Hz; a recording below it holds nothing above 1 kHz, so no speech to tell apart."""

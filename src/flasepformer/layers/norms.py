@@ -71,7 +71,7 @@ class RMSGroupNorm(FrameNorm):
 class Moments:
     """Mean and variance of each recording's features over some frames; those of all add up."""
 
-    count: int
+    count: float
     """Numbers in each recording."""
     mean: Tensor
     """(batch,), float64."""
@@ -92,6 +92,10 @@ class Moments:
         difference, share = other.mean - self.mean, other.count / count
         squares = self.squares + other.squares + difference**2 * (self.count * share)
         return Moments(count, self.mean + difference * share, squares)
+
+    def faded(self, share: float) -> "Moments":
+        """Return the moments as if the frames had counted for a share of what they did."""
+        return Moments(self.count * share, self.mean, self.squares * share)
 
 
 class GlobalNorm(GlobalLayer):
