@@ -69,11 +69,11 @@ def test_no_sample_waits_longer_than_stated_and_one_waits_as_long(make, rate):
     stream = StreamingSeparator(make(), rate, "cpu", delay=0.1)
     waited = []
     n_in = n_out = 0
-    for part in noise(rate // 2).reshape(-1, 5 if rate == 44100 else 1):
+    for part in noise(rate // 4).reshape(-1, 5 if rate == 44100 else 2):
         n_in += len(part)
         waited.append(n_in - n_out)  # that long ago the oldest sample came that has not come out
         n_out += stream.feed(part).shape[1]
-    assert max(waited) / rate <= stream.delay_seconds + 1e-9 + 5 / rate
+    assert max(waited) / rate <= stream.delay_seconds + 5 / rate  # so many came at once
     assert max(waited) / rate > stream.delay_seconds - 2e-3
 
 
@@ -90,17 +90,17 @@ def test_a_change_in_the_future_moves_nothing_that_was_given_away():
 @pytest.mark.parametrize("name", ["causal", "following"])
 def test_the_state_is_bounded_and_goes_on_from_a_file(name, tmp_path):
     model = NETWORKS[name]()
-    stream = StreamingSeparator(model, 16000, "cpu", delay=0.1)
-    samples = noise(160_000)
-    expected = played(stream, samples, [160_000])
-    early = [stream.feed(part) for part in np.split(samples[:96_000], 6)]
+    stream = StreamingSeparator(model, 16000, "cpu")
+    samples = noise(128_000)
+    expected = played(stream, samples, [128_000])
+    early = [stream.feed(part) for part in np.split(samples[:80_000], 5)]
     n_bytes = stream.state_bytes
-    early.append(stream.feed(samples[96_000:128_000]))
-    assert stream.state_bytes == pytest.approx(n_bytes, rel=0.01)
+    early.append(stream.feed(samples[80_000:112_000]))
+    assert stream.state_bytes <= n_bytes + 2048  # but for a part of a step
     stream.save_state(tmp_path / "state")
-    other = StreamingSeparator(model, 16000, "cpu", delay=0.1)
+    other = StreamingSeparator(model, 16000, "cpu")
     other.restore_state(tmp_path / "state")
-    late = [other.feed(samples[128_000:]), other.flush()]
+    late = [other.feed(samples[112_000:]), other.flush()]
     assert rms_of_difference(np.concatenate([*early, *late], 1), expected) < 1e-5
 
 
