@@ -17,7 +17,9 @@ from flasepformer.models.causal import made_causal
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the checkpoint."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", nargs="?", default="default", help="name or checkpoint of an FLA-SepReformer")
+    parser.add_argument(
+        "model", nargs="?", default="default", help="name or checkpoint of an FLA-SepReformer"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/live-start"))
     parser.add_argument("--stages", type=int, default=2, help="of the causal network")
     options = parser.parse_args(arguments)

@@ -63,7 +63,9 @@ def test_a_replayed_recording_is_separated_and_how_it_went_is_said(run, talk, mo
     assert code == 0
     told = json.loads(out)
     assert [os.path.basename(path) for path in told["tracks"]] == ["talk_speaker1.wav", "talk_speaker2.wav"]
-    assert told["delay_seconds"] == pytest.approx(0.02 + 2 * 0.005, abs=1e-3)  # 160 samples, and the resampling
+    assert told["delay_seconds"] == pytest.approx(
+        0.02 + 2 * 0.005, abs=1e-3
+    )  # 160 samples, and the resampling
     assert (told["seconds"], told["n_blocks"]) == (1.0, 50)
     assert "the tracks lag 30 ms behind" in err
     assert "real-time factor" in err
@@ -177,5 +179,3 @@ def test_without_a_microphone_the_way_to_one_is_said(run, monkeypatch):
     code, _, err = run()
     assert code == 3
     assert "flasepformer[live]" in err
-
-

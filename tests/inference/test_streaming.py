@@ -79,7 +79,9 @@ def test_no_sample_waits_longer_than_stated_and_one_waits_as_long(make, rate):
 
 def test_a_change_in_the_future_moves_nothing_that_was_given_away():
     stream = StreamingSeparator(causal(), device="cpu")
-    assert stream.delay_seconds == (8 * 4 + 16 - 8) / 8000  # a step of 2^2 hops, and the filter beyond its hop
+    assert (
+        stream.delay_seconds == (8 * 4 + 16 - 8) / 8000
+    )  # a step of 2^2 hops, and the filter beyond its hop
     mixture, other = noise(), noise()
     other[2000] += 0.5
     difference = np.abs(played(stream, mixture, [4000]) - played(stream, other, [4000])).max(0)

@@ -33,7 +33,9 @@ class GrowingWav:
         self.n_samples = 0
         """Samples that the header says."""
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
-        self._file = os.fdopen(os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666), "wb", buffering=0)
+        self._file = os.fdopen(
+            os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666), "wb", buffering=0
+        )
         self._write_header(0)
 
     def write(self, samples: NDArray[np.float32]) -> None:
@@ -57,7 +59,9 @@ class GrowingWav:
         n_bytes = 4 * n_samples
         large = n_bytes + _HEADER_BYTES > _LIMIT
         sizes = (_LIMIT, _LIMIT) if large else (n_bytes + _HEADER_BYTES - 8, n_bytes)
-        room = struct.pack("<QQQI", n_bytes + _HEADER_BYTES - 8, n_bytes, n_samples, 0) if large else bytes(28)
+        room = (
+            struct.pack("<QQQI", n_bytes + _HEADER_BYTES - 8, n_bytes, n_samples, 0) if large else bytes(28)
+        )
         header = struct.pack("<4sI4s4sI", b"RF64" if large else b"RIFF", sizes[0], b"WAVE",
                              b"ds64" if large else b"JUNK", 28) + room  # fmt: skip
         form = struct.pack("<HHIIHH", 3, 1, self.sample_rate, 4 * self.sample_rate, 4, 32)  # 3: floats

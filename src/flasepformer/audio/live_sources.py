@@ -62,7 +62,9 @@ class PcmSource:
         self.sample_rate, self.n_lost, self.problem = sample_rate, 0, ""
         self._descriptor, self._n_channels = descriptor, n_channels
         self._type, self._full_scale = _PCM_TYPES[form]
-        self._n_bytes = max(round(block_seconds * sample_rate), 1) * n_channels * np.dtype(self._type).itemsize
+        self._n_bytes = (
+            max(round(block_seconds * sample_rate), 1) * n_channels * np.dtype(self._type).itemsize
+        )
 
     def blocks(self) -> Iterator[Samples]:
         frame = self._n_channels * np.dtype(self._type).itemsize
@@ -242,9 +244,7 @@ def sound_devices() -> Any:
         import sounddevice
     except (ModuleNotFoundError, OSError) as error:
         raise ModuleNotFoundError(
-            f"microphone and sound devices need sounddevice and PortAudio ({error}): {how_to_install('live')}; "
+            f"sound devices need sounddevice and PortAudio ({error}): {how_to_install('live')}; "
             "a recording (--replay) and standard input (-) do without"
         ) from error
     return sounddevice
-
-

@@ -83,11 +83,15 @@ def live(
     if source not in (None, STDIN) or (source == STDIN and replay is not None):
         raise typer.BadParameter("give - for standard input, or --replay FILE, or neither for the microphone")
     if source == STDIN and rate is None:
-        raise typer.BadParameter("raw samples do not say their sample rate: give --rate, such as --rate 48000")
+        raise typer.BadParameter(
+            "raw samples do not say their sample rate: give --rate, such as --rate 48000"
+        )
     if replay is not None and rate is not None:
         raise typer.BadParameter("--rate is for - and for the microphone; a recording has its own")
     if out is None and not play:
-        raise typer.BadParameter("give a folder for the tracks with --out, or devices that play them with --play")
+        raise typer.BadParameter(
+            "give a folder for the tracks with --out, or devices that play them with --play"
+        )
 
     from flasepformer.audio import AudioError
     from flasepformer.errors import InputError
@@ -105,7 +109,9 @@ def live(
             name = replay.stem if replay is not None else time.strftime("live-%Y%m%d-%H%M%S")
             paths, sinks = _open_sinks(stack, stream, out, name, play or [], overwrite)
             if not quiet:
-                print_message(f"listening at {heard.sample_rate} Hz; the tracks lag {_milliseconds(stream)} behind")
+                print_message(
+                    f"listening at {heard.sample_rate} Hz; the tracks lag {_milliseconds(stream)} behind"
+                )
             exit_code = _listen(stream, heard, sinks, report, seconds, quiet)
         except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
             print_message(f"error: {error}")
@@ -164,9 +170,14 @@ def _open_stream(model: str, rate: int, device: str, delay: float | None) -> "St
 
 
 def _open_sinks(
-    stack: ExitStack, stream: "StreamingSeparator", out: Path | None, name: str, play: list[str], overwrite: bool
+    stack: ExitStack,
+    stream: "StreamingSeparator",
+    out: Path | None,
+    name: str,
+    play: list[str],
+    overwrite: bool,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Open files and devices, to be closed by `stack`; return the files' paths and the sinks of each track."""
+    """Open files and devices, to be closed by `stack`; return paths, and the sinks of each track."""
     from flasepformer.audio.growing_wav import GrowingWav
     from flasepformer.audio.live_sources import Speaker
     from flasepformer.inference import OutputError, portable_name
@@ -182,7 +193,9 @@ def _open_sinks(
                 out.mkdir(parents=True, exist_ok=True)
                 takers.append(stack.enter_context(GrowingWav(path, stream.sample_rate, overwrite=overwrite)))
             except FileExistsError as error:
-                raise OutputError(f"{error.filename or path} exists; give --overwrite, or another --out") from error
+                raise OutputError(
+                    f"{error.filename or path} exists; give --overwrite, or another --out"
+                ) from error
             except OSError as error:
                 raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
             paths.append(str(path))
@@ -211,8 +224,8 @@ def _listen(
         nonlocal n_lost
         if report.n_lost > n_lost:
             meters.clear()
-            print_message(f"warning: {report.n_lost - n_lost} samples were lost: they came faster than they were "
-                          f"separated, at {report.seconds:.1f} s")  # fmt: skip
+            print_message(f"warning: {report.n_lost - n_lost} samples came faster than they were separated, "
+                          f"and are lost, at {report.seconds:.1f} s")  # fmt: skip
             n_lost = report.n_lost
         meters.tell(report, tracks)
         if seconds is not None and report.seconds >= seconds:
@@ -235,7 +248,7 @@ class _Enough(Exception):
 
 
 class _Patient:
-    """A source that can be interrupted while it waits, and at no other moment: blocks are dealt with whole."""
+    """A source that can be interrupted while it waits, and only then: blocks are dealt with whole."""
 
     def __init__(self, source: "Source") -> None:
         self._source = source
@@ -341,8 +354,9 @@ def _say_how_it_went(report: "LiveReport", source: "Source", quiet: bool) -> Non
         times = report.times
         print_message(
             f"{report.seconds:.1f} s separated, real-time factor {report.real_time_factor:.3f}, "
-            f"time per block p50 {times.percentile(0.5) * 1000:.1f} ms, p99 {times.percentile(0.99) * 1000:.1f} ms, "
-            f"longest {times.longest * 1000:.1f} ms, {times.n_late / times.n_blocks:.2%} of {times.n_blocks} late"
+            f"time per block p50 {times.percentile(0.5) * 1000:.1f} ms, "
+            f"p99 {times.percentile(0.99) * 1000:.1f} ms, longest {times.longest * 1000:.1f} ms, "
+            f"{times.n_late / times.n_blocks:.2%} of {times.n_blocks} late"
         )
 
 

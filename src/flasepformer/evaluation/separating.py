@@ -22,6 +22,8 @@ class Separated(NamedTuple):
     """(source, time), on the CPU, in the model's own order."""
     warnings: tuple[str, ...] = ()
     """What may have gone wrong, in sentences."""
+    live: Mapping[str, Any] = {}
+    """Of a stream: its delay, and how long its blocks took; see `summarise_blocks`."""
 
 
 Separate = Callable[[Mixture], Separated]

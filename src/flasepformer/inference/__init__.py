@@ -1,10 +1,9 @@
 """Separate recordings: a file or an array goes in, one track per talker comes out.
 
 `Separator` holds a model on a device and does all that a recording needs around it: mixing down, resampling,
-silence, levels, files. `StreamingSeparator`
-does the same for a stream while it comes. `RunOptions` say how a long one goes through the model, within how much memory.
-`pick_device` chooses where to run; `OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell
-what went wrong.
+silence, levels, files. `StreamingSeparator` does the same for a stream while it comes. `RunOptions` say how a
+long one goes through the model, within how much memory. `pick_device` chooses where to run;
+`OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell what went wrong.
 """
 
 from flasepformer.inference.devices import DeviceError, pick_device

@@ -147,7 +147,7 @@ class CausalEngine(Engine):
         parts = {name: value.chunk(len(engines)) for name, value in state.items()}
         for index, (engine, (_, stretch)) in enumerate(zip(engines, heard, strict=True)):
             engine._model_state = {name: part[index].clone() for name, part in parts.items()}
-            engine._give(estimates[index].cpu().numpy(), stretch)
+            engine._give(estimates[index].float().cpu().numpy(), stretch)
 
     def _take(self, n: int) -> tuple[Samples, Samples]:
         """Take n samples; return what the model hears, and the samples and their levels that come out now."""
@@ -156,7 +156,9 @@ class CausalEngine(Engine):
         if self.levels:
             for at in range(0, n, self.step):
                 level = self._level.take(samples[at : at + self.step]) / MODEL_RMS
-                levels[at : at + self.step] = ramp(self._last_level or level, level, self.step) if level else 1
+                levels[at : at + self.step] = (
+                    ramp(self._last_level or level, level, self.step) if level else 1
+                )
                 self._last_level = level
         joined = np.concatenate([self._late, np.stack([samples, levels])], axis=1)
         self._late = joined[:, joined.shape[1] - self.lead :]
@@ -168,7 +170,10 @@ class CausalEngine(Engine):
             tracks = estimates * levels
             steps = range(0, len(mixture), self.step)
             tracks = np.concatenate(
-                [self._gain.apply(tracks[:, at : at + self.step], mixture[at : at + self.step]) for at in steps],
+                [
+                    self._gain.apply(tracks[:, at : at + self.step], mixture[at : at + self.step])
+                    for at in steps
+                ],
                 axis=1,
             )
         else:
@@ -239,7 +244,9 @@ class FollowingEngine(Engine):
         largest = (self.delay - self.beyond - self.fade) // self.block
         self.hop = self.block * min(max(round(hop / self.block), 1), largest)
         self.ahead = self.delay - self.hop
-        self.window = self.block * max(round(window_seconds * rate / self.block), ceil(self.delay / self.block))
+        self.window = self.block * max(
+            round(window_seconds * rate / self.block), ceil(self.delay / self.block)
+        )
         self.known = self.block * round(KNOWN_SECONDS * rate / self.block) if keeps_sums else 0
         self.keeps_sums = keeps_sums
         self._level = PastLevel(self.hop / rate)

@@ -53,7 +53,7 @@ class PastGain:
         """Product of tracks and mixture, energy of the tracks, and the gain at the end of the last block."""
 
     def apply(self, tracks: NDArray[np.float32], mixture: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the next block of tracks (source, time) with their gain, given that of the mixture (time,)."""
+        """Return the next block of tracks (source, time) with their gain, given the mixture (time,)."""
         together = tracks.sum(0, dtype=np.float64)
         self.numbers[:2] = self.numbers[:2] * self._keep + (together @ mixture, together @ together)
         product, energy, before = self.numbers

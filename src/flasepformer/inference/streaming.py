@@ -72,7 +72,9 @@ class StreamingSeparator:
     ) -> None:
         rate = model.sample_rate if sample_rate is None else sample_rate
         if int(rate) != rate or not RATES[0] <= rate <= RATES[1]:
-            raise InputError(f"sample_rate must be a whole number from {RATES[0]} to {RATES[1]} Hz, got {rate}")
+            raise InputError(
+                f"sample_rate must be a whole number from {RATES[0]} to {RATES[1]} Hz, got {rate}"
+            )
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.sample_rate, self.n_sources = int(rate), model.n_sources
@@ -154,8 +156,8 @@ class StreamingSeparator:
                 silence, see `n_damaged`.
 
         Returns:
-            (source, some time), float32, of the kind of `samples`: the next ones, so that track sample n is of
-            stream sample n.
+            (source, some time), float32, of the kind of `samples`: what comes after that of the call
+            before, so that sample n of a track is of sample n of the stream.
         """
         tracks = self.feed_together([self], [_as_numpy(samples)])[0]
         return torch.from_numpy(tracks).to(samples.device) if isinstance(samples, Tensor) else tracks
@@ -240,8 +242,8 @@ class StreamingSeparator:
         for name, value in self._identity().items():
             if was.get(name) != value:
                 raise StateError(
-                    f"the state in {path} is of another {name}, {was.get(name)}, and this stream is of {value}; "
-                    "begin anew"
+                    f"the state in {path} is of another {name}, {was.get(name)}, and this stream is of "
+                    f"{value}; begin anew"
                 )
         self._n_in, self._n_out, self.n_damaged = (int(count) for count in state["counts"])
         for part, owner in (("engine", self._engine), ("down", self._down), ("up", self._up)):
@@ -267,7 +269,11 @@ def _as_numpy(samples: NDArray[Any] | Tensor) -> NDArray[Any]:
 def _mono(samples: NDArray[Any]) -> Samples:
     """Return samples (time,) of (time,) or (channel, time) of any kind."""
     samples = np.asarray(samples)
-    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fiu" or (samples.ndim == 2 and not len(samples)):
+    if (
+        samples.ndim not in (1, 2)
+        or samples.dtype.kind not in "fiu"
+        or (samples.ndim == 2 and not len(samples))
+    ):
         raise InputError(
             f"samples must be numbers (time,) or (channel, time), got {samples.shape} of {samples.dtype}"
         )

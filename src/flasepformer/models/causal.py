@@ -28,7 +28,9 @@ def made_causal(network: SepReformer, *, n_stages: int | None = None, level: flo
     config = network.config
     n_stages = config.n_stages if n_stages is None else n_stages
     if not 1 <= n_stages <= config.n_stages:
-        raise ValueError(f"n_stages must be from 1 to {config.n_stages}, as many as there are, got {n_stages}")
+        raise ValueError(
+            f"n_stages must be from 1 to {config.n_stages}, as many as there are, got {n_stages}"
+        )
     causal = SepReformer(
         replace(config, n_stages=n_stages, causal=True, normalize_variance=False, auxiliary_heads=False)
     )
