@@ -178,4 +178,5 @@ def test_without_a_microphone_the_way_to_one_is_said(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sounddevice", None)
     code, _, err = run()
     assert code == 3
-    assert "flasepformer[live]" in err
+    assert "[live]" in err
+    assert "--replay" in err

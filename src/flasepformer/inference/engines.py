@@ -186,7 +186,7 @@ class CausalEngine(Engine):
 
     def state(self) -> State:
         network = {f"network.{name}": value.cpu().numpy() for name, value in self._model_state.items()}
-        levels = {
+        levels: State = {
             "level": self._level.numbers.copy(), "gain": self._gain.numbers.copy(),
             "last_level": np.array(self._last_level), "late": self._late.copy(),
         }  # fmt: skip
@@ -320,12 +320,12 @@ class FollowingEngine(Engine):
         return found * explaining_gains(heard, found).astype(np.float32)[:, None]
 
     def state(self) -> State:
-        sums = {
+        sums: State = {
             f"past.{place}.{name}": np.asarray(value.cpu().numpy() if isinstance(value, Tensor) else value)
             for place, summary in self._past.items()
             for name, value in vars(summary).items()
         }
-        own = {
+        own: State = {
             "level": self._level.numbers.copy(), "history": self._history.copy(), "tail": self._tail.copy(),
             "order": self._order.copy(), "place": np.array([self._first, self._n_done]),
         }  # fmt: skip

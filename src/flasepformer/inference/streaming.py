@@ -222,7 +222,7 @@ class StreamingSeparator:
 
     def save_state(self, path: str | Path) -> None:
         """Write the state to a file from which `restore_state` goes on, in another process if need be."""
-        tensors = {name: np.ascontiguousarray(value) for name, value in self.state().items()}
+        tensors = {name: np.array(value, order="C") for name, value in self.state().items()}
         save_file(tensors, path, metadata={"stream": json.dumps(self._identity())})
 
     def restore_state(self, path: str | Path) -> None:
