@@ -8,6 +8,7 @@ imports torch.
 """
 
 from flasepformer.audio.blocks import BLOCK_LENGTH, ArrayStream, Stream, regular_blocks, silent_blocks
+from flasepformer.audio.live_resampling import LiveResampler
 from flasepformer.audio.mixdown import Channels, MixDown, mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, KEPT_BYTES, RecordingFile, read_audio
 from flasepformer.audio.recording import AudioError, Recording
@@ -23,6 +24,7 @@ __all__ = [
     "ArrayStream",
     "AudioError",
     "Channels",
+    "LiveResampler",
     "MixDown",
     "Recording",
     "RecordingFile",

@@ -19,6 +19,7 @@ from flasepformer.cli.console import print_message
 from flasepformer.cli.convert import convert
 from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.live import live
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 for command in (
     separate,
+    live,
     models,
     download,
     convert,

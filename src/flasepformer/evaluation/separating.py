@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ class Separated(NamedTuple):
     """(source, time), on the CPU, in the model's own order."""
     warnings: tuple[str, ...] = ()
     """What may have gone wrong, in sentences."""
+    live: Mapping[str, Any] = MappingProxyType({})
+    """Of a stream: its delay, and how long its blocks took; see `summarise_blocks`."""
 
 
 Separate = Callable[[Mixture], Separated]

@@ -103,7 +103,7 @@ def separate_in_chunks(
     def match(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
         if min(_peak(tracks), _peak(estimates)) <= silence:
             return list(range(n_sources)), 0.0
-        return _match(tracks, estimates)
+        return match_tracks(tracks, estimates)
 
     def match_across(estimates: Samples, start: int, stop: int) -> tuple[list[int], float]:
         """Match estimates from `start` on with the tracks, which end at `stop`, by a chunk across both."""
@@ -134,7 +134,7 @@ def separate_in_chunks(
     return joins
 
 
-def _match(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
+def match_tracks(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
     """Order estimates as the tracks of the same time, all (source, time); return the order and its margin."""
     scale = np.sqrt(_energy(tracks) * _energy(estimates))
     scores = estimates.astype(np.float64) @ tracks.T.astype(np.float64) / scale  # (estimate, track)

@@ -16,10 +16,7 @@ from flasepformer.audio import (
     resampled_length,
 )
 from flasepformer.errors import InputError
-from flasepformer.inference.levels import SILENCE_PEAK, SilenceFinder, TalkingLevel
-
-MODEL_RMS = 10 ** (-23 / 20)
-"""Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
+from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, SilenceFinder, TalkingLevel
 
 MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.floating[Any]]
 
+MODEL_RMS = 10 ** (-23 / 20)
+"""Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
+
 SILENCE_PEAK = 1e-4
 """-80 dBFS: three steps of a 16-bit recording, just above its dither. Nothing louder than this is speech."""
 
