@@ -1,4 +1,4 @@
-"""Write the network of the page: `page/graph.onnx`, which refers to the weights of the default model as they are.
+"""Write the network of the page, `graph.onnx`, which refers to the weights of the default model as they are.
 
 Needs the packages onnx and onnxscript. To be run anew when the network changes, not when its weights do:
 
@@ -51,8 +51,8 @@ class _Real(Whole):
 class PageNetwork(nn.Module):
     """The network at its own level, on whole steps.
 
-    Shape: samples (batch, time), real (batch, frames, 1) to (batch, source, time); `real` is 1 for frames of the
-    recording, then 0.
+    Shape: samples (batch, time), real (batch, frames, 1) to (batch, source, time); `real` is 1 for frames of
+    the recording, then 0.
     """
 
     def __init__(self, network: SeparationNetwork) -> None:
@@ -122,6 +122,7 @@ def share_weights(model: onnx.ModelProto, weights: bytes) -> int:
 
 
 def main(model: onnx.ModelProto | None = None) -> None:
+    """Write the graph and what the page has to know of it."""
     network = load_model("default").eval()
     model = model or export(network)
     n_shared = share_weights(model, WEIGHTS.read_bytes())

@@ -67,9 +67,9 @@ def test_the_page_is_written_whole_and_over_an_earlier_one_but_not_among_other_f
     for name, integrity in listed["files"].items():
         digest = hashlib.sha256((folder / name).read_bytes()).digest()
         assert integrity == "sha256-" + base64.b64encode(digest).decode()
-    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == sorted(
-        page_files()
-    )
+    assert sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    ) == sorted(page_files())
     (tmp_path / "mine.txt").touch()
     with pytest.raises(PageError, match="something else"):
         write_page(tmp_path)

@@ -57,7 +57,10 @@ def test_every_answer_keeps_the_page_from_talking_to_anybody_else(server):
 
 def test_the_page_states_the_same_policy_for_hosts_that_send_none():
     policy = server_module.HEADERS["Content-Security-Policy"].removesuffix("; frame-ancestors 'none'")
-    assert f'http-equiv="Content-Security-Policy" content="{policy}"' in page_files()["index.html"].read().decode()
+    assert (
+        f'http-equiv="Content-Security-Policy" content="{policy}"'
+        in page_files()["index.html"].read().decode()
+    )
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "CONNECT"])
@@ -72,7 +75,8 @@ def test_a_body_is_refused_unread(server):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:{port}", "localhost:1", "127.0.0.1.evil.example", "", "127.0.0.1:x"]
+    "host",
+    ["evil.example", "evil.example:{port}", "localhost:1", "127.0.0.1.evil.example", "", "127.0.0.1:x"],
 )
 def test_another_host_name_is_refused(server, host):
     answer, content = ask(server, Host=host.format(port=server.server_address[1]))
@@ -104,7 +108,9 @@ def test_a_foreign_origin_is_refused_and_the_pages_own_is_not(server):
 def test_no_path_leads_out_of_the_page(server, path):
     port = server.server_address[1]
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n".encode()
+        )
         assert connection.makefile("rb").readline().split()[1] == b"404"
 
 

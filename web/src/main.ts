@@ -153,7 +153,8 @@ function showResult(result: Result): void {
   shown.onfailure = () => fail(texts.playback);
   const most = Math.max(...result.tracks.map((track) => track.reduce((sum, sample) => Math.max(sum, Math.abs(sample)), 0)));
   const gain = most > 0.98 ? 0.98 / most : 1;
-  tracks.forEach((track, index) => $("tracks").append(trackOf(shown, track, index, result, gain)));
+  const about = { report, nSamples: result.nSamples, gain }; // and not the samples: the player has them
+  tracks.forEach((track, index) => $("tracks").append(trackOf(shown, track, index, about)));
   $("notes").append(...notesOf(report, gain).map(item));
   $<HTMLInputElement>("position").max = String(shown.seconds);
   shown.onchange = () => showTransport(shown);
@@ -163,7 +164,9 @@ function showResult(result: Result): void {
   $("play").focus();
 }
 
-function trackOf(shown: Player, track: Track, index: number, result: Result, gain: number): HTMLElement {
+type About = { report: Report; nSamples: number; gain: number };
+
+function trackOf(shown: Player, track: Track, index: number, about: About): HTMLElement {
   const place = document.createElement("div");
   place.className = "track";
   const row = document.createElement("div");
@@ -215,7 +218,7 @@ function trackOf(shown: Player, track: Track, index: number, result: Result, gai
     download.disabled = true;
     try {
       const samples = shown.samples(index).slice();
-      const blob = await written(samples, result, gain);
+      const blob = await written(samples, about);
       save(blob, `${stem()}_${safe(track.name)}.wav`);
     } catch (error) {
       const { code, detail } = error as { code?: ErrorCode; detail?: string };
@@ -231,12 +234,12 @@ function trackOf(shown: Player, track: Track, index: number, result: Result, gai
   return place;
 }
 
-function written(samples: Float32Array, result: Result, gain: number): Promise<Blob> {
+function written(samples: Float32Array, { report, nSamples, gain }: About): Promise<Blob> {
   const id = nextId++;
-  const { model_sample_rate: from, sample_rate: to } = result.report;
+  const { model_sample_rate: from, sample_rate: to } = report;
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
-    const message = { type: "wav", id, samples, from, to, nSamples: result.nSamples, gain };
+    const message = { type: "wav", id, samples, from, to, nSamples, gain };
     ensureWorker().postMessage(message, [samples.buffer as ArrayBuffer]);
   });
 }

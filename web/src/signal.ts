@@ -27,11 +27,11 @@ export class Resampler {
     const divisor = gcd(from, to);
     [this.up, this.down] = [to / divisor, from / divisor];
     const width = Math.max(1, this.down / this.up);
-    this.half = Math.ceil(40 * width);
+    this.half = Math.ceil(96 * width);
     this.heldFrom = -this.half;
     this.held = new Float32Array(this.half);
-    const cutoff = 0.94 / width;
-    const beta = 12;
+    const cutoff = 0.96 / width;
+    const beta = 11;
     const span = 2 * this.half;
     this.taps = new Float32Array(this.up * span);
     for (let phase = 0; phase < this.up; phase++) {

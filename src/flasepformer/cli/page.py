@@ -25,4 +25,6 @@ def page(
         print_message(f"error: {error.filename or folder}: {error.strerror or error}")
         raise typer.Exit(3) from error
     n_bytes = sum(path.stat().st_size for path in written)
-    print_result(f"{folder}: {len(written)} files, {n_bytes / 1e6:.0f} MB; open index.html over http, not as a file")
+    print_result(
+        f"{folder}: {len(written)} files, {n_bytes / 1e6:.0f} MB; open index.html over http, not as a file"
+    )

@@ -8,11 +8,15 @@ from flasepformer.cli.console import print_message, print_result
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; by default this computer alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; by default this computer alone.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Host name under which the page may be asked for, too; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="Host name under which the page may be asked for, too; may be repeated."
+        ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
@@ -20,7 +24,12 @@ def serve(
 
     Exit codes: 3 the page is missing or the address cannot be had, 130 interrupted.
     """
-    from flasepformer.web import PageError, PageServer, is_local, page_files  # here, so that --help is instant
+    from flasepformer.web import (
+        PageError,
+        PageServer,
+        is_local,
+        page_files,
+    )  # here, so that --help is instant
 
     try:
         server = PageServer(page_files(), host, port, names=tuple(name or ()))

@@ -93,7 +93,9 @@ class PageServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
-            request.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            request.sendall(
+                b"HTTP/1.1 503 Busy\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -131,10 +133,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_content: bool) -> None:
         if self.headers.get("Content-Length", "0") != "0" or self.headers.get("Transfer-Encoding"):
             self.close_connection = True
-            self._say(HTTPStatus.CONTENT_TOO_LARGE, "this server takes nothing: it only hands out the page")
+            self._say(HTTPStatus(413), "this server takes nothing: it only hands out the page")
             return
         if not self._is_asked_by_name(self.headers.get("Host", "")):
-            self._say(HTTPStatus.FORBIDDEN, "this server does not answer to that name (flasepformer serve --name)")
+            self._say(
+                HTTPStatus.FORBIDDEN, "this server does not answer to that name (flasepformer serve --name)"
+            )
             return
         origin = self.headers.get("Origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != self.headers["Host"].lower()
@@ -182,7 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what is no proper request, also without a page of HTML."""
         self.close_connection = True
-        if not hasattr(self, "command") or self.command is None:
+        self.request_version = "HTTP/1.1"  # or the answer would have no status
+        if not getattr(self, "command", None):
             self.command = "GET"
         self._say(HTTPStatus(code), message or HTTPStatus(code).phrase)
 
