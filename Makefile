@@ -13,7 +13,7 @@ CORES ?= 1
 CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
 PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
-.PHONY: demo test test-all lint docs campaign campaign-pack clean
+.PHONY: demo test test-all lint docs page campaign campaign-pack clean
 
 demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
@@ -58,6 +58,9 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 $(DOCS_READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[docs]"
 	touch $@
+
+page:  ## build the page in the browser anew, from web/; needs npm
+	cd web && npm ci --ignore-scripts && npm run check && npm run build
 
 clean:
 	rm -rf $(VENV) build dist
