@@ -54,7 +54,7 @@ class PageFile:
 
 
 def page_files() -> dict[str, PageFile]:
-    """Return all files of the page by name, with `files.json`, the list that browsers hold the others against.
+    """Return all files of the page by name, and `files.json`, which browsers hold the others against.
 
     Raises:
         PageError: The page is missing from this installation.
