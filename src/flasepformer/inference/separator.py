@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import flasepformer
 from flasepformer.audio import (
@@ -282,7 +282,7 @@ class Separator:
         info: ModelInfo | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
-        if not isinstance(model, SeparationNetwork):
+        if not isinstance(model, nn.Module) or not hasattr(model, "sample_rate"):
             raise InputError(
                 f"model must be a network of flasepformer.models, got {type(model).__name__}; "
                 "Separator.from_pretrained takes a name or a folder"

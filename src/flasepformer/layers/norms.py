@@ -74,9 +74,9 @@ class Moments:
     count: int
     """Numbers in each recording."""
     mean: Tensor
-    """(batch,), float64."""
+    """(batch,), as `widest` has it."""
     squares: Tensor
-    """(batch,), sum of the squared distances from the mean, float64."""
+    """(batch,), sum of the squared distances from the mean, as `widest` has it."""
 
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
@@ -84,7 +84,7 @@ class Moments:
         wide = _at_least_float32(x).flatten(1)
         variance, mean = torch.var_mean(wide, dim=1, correction=0)
         count = wide.shape[1]
-        return cls(count, mean.double(), variance.double() * count)
+        return cls(count, widest(mean), widest(variance) * count)
 
     def __add__(self, other: "Moments") -> "Moments":
         # Chan et al. (1979): no large sums are subtracted from each other.
@@ -126,7 +126,7 @@ class GlobalNorm(GlobalLayer):
         return self._cumulative(x, carry) if self.causal else super().forward(x)
 
     def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
-        wide = _at_least_float32(x).flatten(2).double()
+        wide = widest(x.flatten(2))
         sums = torch.stack(
             [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2
         )
@@ -150,3 +150,8 @@ class GlobalNorm(GlobalLayer):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def widest(x: Tensor) -> Tensor:
+    """Return a tensor in float64, or in float32 on a device that has no wider type (MPS)."""
+    return x.float() if x.is_mps else x.double()
