@@ -99,7 +99,7 @@ def test_a_mixture_is_separated_as_by_pytorch_played_and_nothing_is_sent(page, s
     assert page.locator("#time").inner_text().startswith("0:05 /")
     page.locator("#play").press(" ")
     assert page.locator("#play").inner_text() == "Pause"
-    page.wait_for_function("Number(document.getElementById('position').value) > 5.3")
+    playwright.expect(page.locator("#time")).to_contain_text("0:06 /", timeout=30_000)
     page.locator("#play").press(" ")
     assert page.locator("#play").inner_text() == "Play"
     page.locator("#play").press("2")
@@ -124,6 +124,7 @@ def test_a_mixture_is_separated_as_by_pytorch_played_and_nothing_is_sent(page, s
     assert all(url.startswith((server.url, f"blob:{server.url}")) for _, url in page.asked)
 
 
+@pytest.mark.slow
 def test_a_longer_recording_of_another_rate_keeps_its_length_and_its_talkers(page, tmp_path):
     samples, rate = soundfile.read(MIXTURE, dtype="float32")
     long = resample(np.tile(samples, 6)[: 70 * rate + 1], rate, 44100)
@@ -140,9 +141,9 @@ def test_a_longer_recording_of_another_rate_keeps_its_length_and_its_talkers(pag
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "The file is empty"),
+        pytest.param(b"", "The file is empty", marks=pytest.mark.slow),
         (b"this is no audio " * 100, "This file cannot be read"),
-        (MIXTURE.read_bytes()[:60], "The file is empty|This file cannot be read|no sound"),
+        pytest.param(MIXTURE.read_bytes()[:60], "is empty|cannot be read", marks=pytest.mark.slow),
     ],
 )
 def test_a_broken_file_gets_a_sentence_and_the_page_goes_on(page, tmp_path, content, sentence):
@@ -152,17 +153,20 @@ def test_a_broken_file_gets_a_sentence_and_the_page_goes_on(page, tmp_path, cont
     assert page.locator("#choose").is_visible()
 
 
+@pytest.mark.slow
 def test_silence_gives_silent_tracks_and_says_so(page, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     drop(page, tmp_path / "silent.wav")
     playwright.expect(page.locator("#notes")).to_contain_text("The recording is silent")
 
 
+@pytest.mark.slow
 def test_recording_without_permission_gets_a_sentence(page):
     page.locator("#record").click()
     playwright.expect(page.locator("#failure")).to_contain_text("microphone")
 
 
+@pytest.mark.slow
 def test_cancelling_ends_the_work_and_keeps_nothing(page):
     page.set_input_files("#file", str(MIXTURE))
     page.locator("#cancel").click()
@@ -170,6 +174,7 @@ def test_cancelling_ends_the_work_and_keeps_nothing(page):
     assert page.locator("#result").is_hidden()
 
 
+@pytest.mark.slow
 def test_after_the_first_visit_the_page_works_without_a_network(context, tmp_path):
     with PageServer(page_files(), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -189,6 +194,7 @@ def test_after_the_first_visit_the_page_works_without_a_network(context, tmp_pat
     assert page.locator(".track").count() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is missing: npm ci in web/")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1000])
@@ -211,3 +217,19 @@ def test_axe_finds_nothing(browser, server, scheme, width, tmp_path):
     assert problems() == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_hours_fit_in_a_tab(page, tmp_path):
+    samples, rate = soundfile.read(MIXTURE, dtype="float32")
+    speech = resample(samples, rate, 8000)
+    n_samples = 2 * 3600 * 8000
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 8000, 1) as file:
+        for first in range(0, n_samples, len(speech)):
+            file.write(speech[: n_samples - first])
+    page.set_default_timeout(1_700_000)
+    drop(page, tmp_path / "long.flac")
+    assert page.locator("#failed").is_hidden()
+    assert page.locator("#time").inner_text() == "0:00 / 2:00:00"
+    assert len(track(page, tmp_path, 1)[0]) == n_samples

@@ -177,7 +177,7 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
   const [solo, mute, download] = [button(texts.solo), button(texts.mute), button(texts.download)];
   const volume = Object.assign(document.createElement("input"), { type: "range", min: "0", max: "1", step: "0.01", value: "1" });
   const spring = Object.assign(document.createElement("span"), { className: "spring" });
-  const title = index === 0 ? document.createElement("h3") : document.createElement("input");
+  const title = index === 0 ? document.createElement("h2") : document.createElement("input");
   if (title instanceof HTMLInputElement) {
     title.type = "text";
     title.value = track.name;

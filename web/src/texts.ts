@@ -22,7 +22,7 @@ export const texts = {
   ],
   limits:
     "The model was trained on two clean voices. Expect remains of the other talker, more of them with noise, echo, music or two similar voices. It hears up to 4 kHz and always gives two tracks.",
-  memory: "An hour of audio takes about 0.6 GB of memory.",
+  memory: "An hour of audio takes about 1.1 GB of memory.",
   mixture: "Recording",
   talker: (n: number) => `Talker ${n}`,
   trackName: (n: number) => `Name of talker ${n}`,
