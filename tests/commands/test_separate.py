@@ -792,7 +792,9 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     assert end.value.code == 130
     assert len(stdout.splitlines()) == 2
     again = f"the same command does what is missing, {arguments[1]} from its beginning"
-    assert stderr == f"interrupted; {again}\n"
+    assert [line for line in stderr.splitlines() if not line.startswith("unsure: ")] == [
+        f"interrupted; {again}"
+    ]
     assert names(arguments[-1]) == outputs("a")
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
@@ -835,7 +837,8 @@ def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path): 
     process.stdout.close()  # like head, when it has seen enough
     process.stdout = None
     _, stderr = process.communicate(timeout=300)
-    assert (process.returncode, stderr) == (0, b"")
+    assert process.returncode == 0
+    assert [line for line in stderr.splitlines() if not line.startswith(b"unsure: ")] == []
     assert len(names(tmp_path / "out")) == 3
 
 

@@ -88,6 +88,7 @@ def test_the_report_has_it(separator, voices, tmp_path):
     assert len(report.confidence["tracks"]) == 2
     assert max(report.confidence["tracks"]) < 0.8  # random weights separate nothing
     call = np.stack([voices(16_000), voices(16_000, seed=1)], 1)
+    call[:8_000, 1] = call[8_000:, 0] = 0  # each in turn
     soundfile.write(tmp_path / "call.wav", call, RATE)
     assert separator.separate_file_with_report(tmp_path / "call.wav", tmp_path).confidence is None
     assert isinstance(separator, Separator)

@@ -46,7 +46,7 @@ def test_a_separator_shows_its_model_device_and_rate(separator):
 def test_all_our_errors_have_one_base_class():
     kinds = [getattr(flasepformer, name) for name in flasepformer.__all__ if name[0].isupper()]
     errors = [kind for kind in kinds if issubclass(kind, Exception)]
-    assert len(errors) == 11
+    assert len(errors) == 12
     for error in (*errors, TrainingError):
         assert issubclass(error, flasepformer.FlasepformerError)
     assert issubclass(inference.OutputError, OSError)
