@@ -1,4 +1,4 @@
-"""The level of a talker: the scale of a network's estimate means nothing."""
+"""How loud a track must be: the scale of a network's estimate means nothing."""
 
 from typing import Any
 
@@ -13,7 +13,43 @@ MAX_CONDITION = 100.0
 MAX_TRACK_LEVEL = 2.0
 """A track this many times as loud as the mixture can only be cancelled by another one."""
 
-_BLOCK = 1 << 20  # samples widened to float64 at once, so that a long recording is never copied whole
+_BLOCK = 1 << 17  # samples widened to float64 at once, so that a long recording is never copied whole
+
+
+class Products:
+    """Adds up the products of estimates and mixture with one another, block by block.
+
+    Args:
+        n_sources: Number of estimates.
+    """
+
+    def __init__(self, n_sources: int) -> None:
+        self.gram = np.zeros((n_sources + 1, n_sources + 1))
+        """Of the estimates, and the mixture in the last row and column."""
+
+    def add(self, mixture: Samples, estimates: Samples) -> None:
+        """Take the next samples of the mixture (time,) and of the estimates (source, time)."""
+        block = np.vstack([estimates, mixture]).astype(np.float64)
+        self.gram += block @ block.T
+
+    def gains(self) -> NDArray[np.float64]:
+        """Return the gains of `explaining_gains`."""
+        gram = self.gram
+        norms = np.sqrt(gram.diagonal())
+        heard = np.flatnonzero(norms[:-1] > 0)
+        gains = np.zeros(len(gram) - 1)
+        if heard.size == 0 or norms[-1] == 0:
+            return gains
+        correlation = gram[np.ix_(heard, heard)] / np.outer(norms[heard], norms[heard])
+        if np.linalg.cond(correlation) <= MAX_CONDITION:
+            levels = np.linalg.solve(correlation, gram[heard, -1] / (norms[heard] * norms[-1]))
+            if np.abs(levels).max() <= MAX_TRACK_LEVEL:
+                gains[heard] = levels * norms[-1] / norms[heard]
+                return gains
+        limit = MAX_TRACK_LEVEL * norms[-1] / norms[heard].max()
+        energy_of_sum = max(gram[:-1, :-1].sum(), np.finfo(np.float64).tiny)
+        gains[heard] = np.clip(gram[:-1, -1].sum() / energy_of_sum, -limit, limit)
+        return gains
 
 
 def explaining_gains(mixture: Samples, estimates: Samples) -> NDArray[np.float64]:
@@ -31,25 +67,7 @@ def explaining_gains(mixture: Samples, estimates: Samples) -> NDArray[np.float64
         (source,). The sum of the estimates times these gains is never further from the mixture than without
         them, unless `MAX_TRACK_LEVEL` had to cut the common gain.
     """
-    n_sources, n_samples = estimates.shape
-    gram = np.zeros((n_sources + 1, n_sources + 1))
-    for start in range(0, n_samples, _BLOCK):
-        block = np.vstack([estimates[:, start : start + _BLOCK], mixture[start : start + _BLOCK]]).astype(
-            np.float64
-        )
-        gram += block @ block.T
-    norms = np.sqrt(gram.diagonal())
-    heard = np.flatnonzero(norms[:-1] > 0)
-    gains = np.zeros(n_sources)
-    if heard.size == 0 or norms[-1] == 0:
-        return gains
-    correlation = gram[np.ix_(heard, heard)] / np.outer(norms[heard], norms[heard])
-    if np.linalg.cond(correlation) <= MAX_CONDITION:
-        levels = np.linalg.solve(correlation, gram[heard, -1] / (norms[heard] * norms[-1]))
-        if np.abs(levels).max() <= MAX_TRACK_LEVEL:
-            gains[heard] = levels * norms[-1] / norms[heard]
-            return gains
-    limit = MAX_TRACK_LEVEL * norms[-1] / norms[heard].max()
-    energy_of_sum = max(gram[:-1, :-1].sum(), np.finfo(np.float64).tiny)
-    gains[heard] = np.clip(gram[:-1, -1].sum() / energy_of_sum, -limit, limit)
-    return gains
+    products = Products(len(estimates))
+    for start in range(0, len(mixture), _BLOCK):
+        products.add(mixture[start : start + _BLOCK], estimates[:, start : start + _BLOCK])
+    return products.gains()

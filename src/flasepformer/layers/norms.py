@@ -72,7 +72,7 @@ class RMSGroupNorm(FrameNorm):
 class Moments:
     """Mean and variance of each recording's features over some frames; those of all add up."""
 
-    count: int
+    count: float
     """Numbers in each recording."""
     mean: Tensor
     """(batch,), as `widest` has it."""
@@ -98,6 +98,10 @@ class Moments:
         difference, share = other.mean - self.mean, other.count / count
         squares = self.squares + other.squares + difference**2 * (self.count * share)
         return Moments(count, self.mean + difference * share, squares)
+
+    def faded(self, share: float) -> "Moments":
+        """Return the moments as if the frames had counted for a share of what they did."""
+        return Moments(self.count * share, self.mean, self.squares * share)
 
 
 class GlobalNorm(GlobalLayer):
@@ -132,10 +136,9 @@ class GlobalNorm(GlobalLayer):
         return self._cumulative(x, carry) if self.causal else super().forward(x)
 
     def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
-        wide = widest(x.flatten(2))
-        sums = torch.stack(
-            [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2
-        )
+        wide = _at_least_float32(x).flatten(2)
+        counts = wide.new_full(wide.shape[:2], wide.shape[2])
+        sums = widest(torch.stack([wide.sum(2), wide.square().sum(2), counts], 2))
         total = sums.cumsum(1)  # (batch, frames, 3)
         if carry is not None:
             past = carry.load("sums")

@@ -149,17 +149,18 @@ class SeparationNetwork(nn.Module, ABC):
         """
         return self(mixture), []
 
-    def core(self, samples: Tensor) -> Tensor:
+    def core(self, samples: Tensor, run: Whole | None = None) -> Tensor:
         """Separate whole steps, without any padding or levelling, for export.
 
         Args:
             samples: (batch, time): `lead` samples before the recording, then a multiple of `frames_per_step`
                 hops, then what the last window has beyond its hop and lead.
+            run: Who plays the score; `Whole` by default.
 
         Returns:
             (batch, source, time), of the same samples.
         """
-        windows = self.flow(Whole(), self.analyse(samples))
+        windows = self.flow(run or Whole(), self.analyse(samples))
         overlapped = overlap_add(windows, self.hop_length)
         adder = OverlapAdd(self.hop_length, self.squared_window(windows))
         return adder.push(overlapped, windows.shape[1], last=True).unflatten(0, (-1, self.n_sources))

@@ -63,11 +63,15 @@ class KeyValueSums:
     """(batch, heads, head_dim, value_dim), sum of key^T value."""
     key: Tensor
     """(batch, heads, head_dim), sum of the keys."""
-    count: int
+    count: float
     """Frames."""
 
     def __add__(self, other: "KeyValueSums") -> "KeyValueSums":
         return KeyValueSums(self.context + other.context, self.key + other.key, self.count + other.count)
+
+    def faded(self, share: float) -> "KeyValueSums":
+        """Return the sums as if the frames had counted for a share of what they did."""
+        return KeyValueSums(self.context * share, self.key * share, self.count * share)
 
 
 def key_value_sums(key: Tensor, value: Tensor) -> KeyValueSums:
