@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flasepformer.inference.levels import SilenceFinder, TalkingLevel, explaining_gains
+from flasepformer.audio import explaining_gains
+from flasepformer.inference.levels import SilenceFinder, TalkingLevel
 
 
 def distance(mixture, estimates, gains):

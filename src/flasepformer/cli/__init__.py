@@ -19,6 +19,7 @@ from flasepformer.cli.console import print_message
 from flasepformer.cli.convert import convert
 from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.export import export, verify
 from flasepformer.cli.live import live
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
@@ -66,6 +67,8 @@ for command in (
     compare,
     report,
     benchmark,
+    export,
+    verify,
 ):
     app.command(cls=Command, context_settings=_HELP)(command)
 

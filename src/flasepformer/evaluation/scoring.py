@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flasepformer.audio import explaining_gains
 from flasepformer.data import Mixture
-from flasepformer.inference.levels import explaining_gains
 from flasepformer.installing import how_to_install
 from flasepformer.metrics import (
     LIMIT_DB,

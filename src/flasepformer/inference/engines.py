@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flasepformer.audio import explaining_gains
 from flasepformer.errors import InputError
 from flasepformer.inference.chunks import match_tracks
-from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, explaining_gains
+from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK
 from flasepformer.inference.live_levels import MEMORY_SECONDS, PastGain, PastLevel, ramp
 from flasepformer.layers import Moments
 from flasepformer.models import SeparationNetwork

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flasepformer.audio import (
     BLOCK_LENGTH,
+    Products,
     StoredSignals,
     Stream,
     allowed_rate,
@@ -22,7 +23,6 @@ from flasepformer.inference.chunks import Signals
 from flasepformer.inference.confidence import Confidence, confidence_of
 from flasepformer.inference.finishing import Finished, Passed, Read
 from flasepformer.inference.hearing import Survey
-from flasepformer.inference.levels import Products
 
 INTEGER_PEAK = 0.999
 """Peak of tracks that had to be turned down for a format that clips at 1."""

@@ -9,6 +9,7 @@ from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from flasepformer.layers.layer import Carry, Given, GlobalLayer
+from flasepformer.ops import is_exporting
 
 
 class FrameNorm(nn.Module, ABC):
@@ -82,6 +83,11 @@ class Moments:
     def of(cls, x: Tensor) -> "Moments":
         """Measure features (batch, some frames, ...)."""
         wide = _at_least_float32(x).flatten(1)
+        if is_exporting():  # few runtimes have float64; two steps, so that no sum has all the numbers
+            frames = wide.unflatten(1, (x.shape[1], -1))
+            mean = frames.mean(dim=2).mean(dim=1)
+            variance = (frames - mean[:, None, None]).square().mean(dim=2).mean(dim=1)
+            return cls(wide.shape[1], mean, variance * wide.shape[1])
         variance, mean = torch.var_mean(wide, dim=1, correction=0)
         count = wide.shape[1]
         return cls(count, widest(mean), widest(variance) * count)

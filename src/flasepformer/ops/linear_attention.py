@@ -105,7 +105,7 @@ def causal_linear_attention(
         (batch, heads, head_dim + 1, value_dim + 1), of a size that does not grow.
     """
     n_frames = query.shape[-2]
-    missing = -n_frames % block
+    missing = (n_frames + block - 1) // block * block - n_frames
     wide_query, wide_key, wide_value = (F.pad(widen(t), (0, 0, 0, missing)) for t in (query, key, value))
     # One more value of 1 makes the denominator, one more feature what EPS stands against the mean key with.
     ones = F.pad(wide_query.new_ones(n_frames), (0, missing)).expand(*query.shape[:2], -1).unsqueeze(-1)
