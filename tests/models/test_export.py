@@ -60,7 +60,9 @@ def test_a_registered_model_is_exported_with_a_free_time_axis(name):
             mixture = samples(network, n_steps)
             expected = core(mixture)
             difference = (program.module()(mixture) - expected).norm() / expected.norm()
-            assert difference < 1e-6
+            assert (
+                difference < 5e-6
+            )  # an exported transform is a matrix product, rounded otherwise than an FFT
 
 
 def test_the_core_is_the_network_without_padding():
