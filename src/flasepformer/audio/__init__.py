@@ -8,7 +8,7 @@ imports torch.
 """
 
 from flasepformer.audio.blocks import BLOCK_LENGTH, ArrayStream, Stream, regular_blocks, silent_blocks
-from flasepformer.audio.levels import explaining_gains
+from flasepformer.audio.levels import Products, explaining_gains
 from flasepformer.audio.live_resampling import LiveResampler
 from flasepformer.audio.mixdown import Channels, MixDown, mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, KEPT_BYTES, RecordingFile, read_audio
@@ -27,6 +27,7 @@ __all__ = [
     "Channels",
     "LiveResampler",
     "MixDown",
+    "Products",
     "Recording",
     "RecordingFile",
     "StoredSignals",

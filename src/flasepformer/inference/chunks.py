@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flasepformer.audio import StoredSignals
-from flasepformer.audio.levels import explaining_gains
+from flasepformer.audio import StoredSignals, explaining_gains
 from flasepformer.metrics import best_permutation
 
 DOUBTFUL_MARGIN = 0.2

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flasepformer.audio.levels import explaining_gains
+from flasepformer.audio import explaining_gains
 from flasepformer.errors import InputError
 from flasepformer.inference.chunks import match_tracks
 from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flasepformer.audio import (
     BLOCK_LENGTH,
+    Products,
     StoredSignals,
     Stream,
     allowed_rate,
@@ -18,7 +19,6 @@ from flasepformer.audio import (
     resampled_length,
     silent_blocks,
 )
-from flasepformer.audio.levels import Products
 from flasepformer.inference.chunks import Signals
 from flasepformer.inference.confidence import Confidence, confidence_of
 from flasepformer.inference.finishing import Finished, Passed, Read
