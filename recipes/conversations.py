@@ -30,12 +30,19 @@ from flasepformer.conversation.rendering import Rendering
 from flasepformer.data import plan_conversations, read_utterances
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import Passed, array_reader
-from flasepformer.inference.levels import talking_rms
+from flasepformer.inference.levels import TalkingLevel
 from flasepformer.metrics import si_snr, talker_confusion, wrong_turns
 
 RATE = 16000
 OVERLAPS = (0.0, 0.1, 0.3)
 NAMES = ("one", "other")
+
+
+def talking_rms(waveform):
+    """Return how loud a waveform (time,) is without its pauses."""
+    level = TalkingLevel(RATE // 10)
+    level.add(waveform)
+    return level.rms()
 
 
 def speaks(source: NDArray[np.float32], rate: int = RATE) -> NDArray[np.bool_]:
@@ -114,7 +121,7 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
                 said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
                 first = round(turn.start_seconds * RATE)
                 last = min(first + len(said), sources.shape[-1])
-                gain = np.float32(level[turn.talker] / talking_rms(said, RATE // 10))
+                gain = np.float32(level[turn.talker] / talking_rms(said))
                 sources[turn.talker, first:last] += gain * said[: last - first]
                 turns.append((turn.talker, first, last))
             mixture = sources.sum(0)

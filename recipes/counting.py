@@ -26,7 +26,7 @@ from flasepformer.data import plan_conversations, read_utterances
 from flasepformer.evaluation.conditions import load_noise
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import Passed, array_reader
-from flasepformer.inference.levels import talking_rms
+from flasepformer.inference.levels import TalkingLevel
 
 RATE = 8000
 OVERLAPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -35,6 +35,13 @@ MONOLOGUES = 0.25
 NOISY = 0.33
 CROP = 300
 BATCH = 16
+
+
+def talking_rms(waveform):
+    """Return how loud a waveform (time,) is without its pauses."""
+    level = TalkingLevel(RATE // 10)
+    level.add(waveform)
+    return level.rms()
 
 
 def speaks(source: NDArray[np.float32], rate: int = RATE) -> NDArray[np.bool_]:
@@ -72,14 +79,14 @@ def recordings(
                 continue
             recording = read_audio(turn.utterance.path)
             said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
-            said = said * np.float32(levels[turn.talker] / max(talking_rms(said, RATE // 10), 1e-9))
+            said = said * np.float32(levels[turn.talker] / max(talking_rms(said), 1e-9))
             first = round(turn.start_seconds * RATE)
             last = min(first + len(said), sources.shape[-1])
             sources[turn.talker, first:last] += said[: last - first]
         mixture = sources.sum(0)
         if background and rng.random() < NOISY:
             drawn = background.draw(rng, len(mixture))
-            level = talking_rms(mixture, RATE // 10) / max(float(np.sqrt(np.mean(drawn**2))), 1e-9)
+            level = talking_rms(mixture) / max(float(np.sqrt(np.mean(drawn**2))), 1e-9)
             mixture = mixture + drawn * np.float32(level * 10 ** (-rng.uniform(10, 30) / 20))
         print(f"{split} {number + 1} of {count}", end="\r", flush=True)
         yield mixture, sources
