@@ -21,7 +21,7 @@ WORK_BYTES = 20_000_000
 
 _LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
 _SEPREFORMER_LIVE = 36  # tensors as large as a piece of the talkers' features that exist at a time
-_TFLOCOFORMER_LIVE = 3  # and as large as the widest that a piece turns into
+_TFLOCOFORMER_LIVE = 8  # and as large as the widest that a piece turns into
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from flasepformer.models.network import Block, Modules, SeparationNetwork, X, ch
 from flasepformer.ops import KeyValueSums, cut_frames, real_fft, real_ifft
 from flasepformer.running import Performer, Samples, read_reflected
 
-PIECE_ROWS = 1 << 15
+PIECE_ROWS = 1 << 14
 """Frames times bins in a piece: many enough that its halo does not count."""
 
 ACCELERATOR_ROWS = 1 << 17
