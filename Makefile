@@ -13,7 +13,7 @@ CORES ?= 1
 CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
 PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
-.PHONY: demo test test-all lint docs campaign campaign-pack clean
+.PHONY: demo test test-all lint docs page campaign campaign-pack clean
 
 demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
@@ -31,7 +31,7 @@ lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/lint-imports
 
 campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
-	$(BIN)/python recipes/campaign.py unpack
+	$(BIN)/flasepformer unpack docs/campaign runs/campaign --recipe recipes/campaign.yaml
 ifeq ($(CORES),1)
 	OMP_NUM_THREADS=1 $(PIN) $(BIN)/python $(CAMPAIGN)
 else
@@ -39,7 +39,7 @@ else
 endif
 
 campaign-pack: $(READY)  ## put the state of that run into docs/campaign, to be committed
-	$(BIN)/python recipes/campaign.py pack
+	$(BIN)/flasepformer pack runs/campaign docs/campaign
 
 docs: $(DOCS_READY)  ## the reference of the Python interface, as pages in build/site
 	$(BIN)/mkdocs build --quiet
@@ -58,6 +58,9 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 $(DOCS_READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[docs]"
 	touch $@
+
+page:  ## build the page in the browser anew, from web/; needs npm
+	cd web && npm ci --ignore-scripts && npm run check && npm run build
 
 clean:
 	rm -rf $(VENV) build dist

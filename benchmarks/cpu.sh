@@ -15,6 +15,6 @@ run() { # NAME, then the options that differ
 
 run length fla-sepreformer-t fla-sepreformer-b fla-sepreformer-l default \
     fla-tflocoformer-s fla-tflocoformer-m --lengths 4,16,30,60 ${peers:+--peers "$peers"}
-run bf16 fla-sepreformer-t fla-sepreformer-b fla-sepreformer-l --lengths 4,16,30 --precision bf16
+run bf16 fla-sepreformer-t fla-sepreformer-b fla-sepreformer-l --lengths 4,16,30 --precision bfloat16
 run paper --paper
 run long fla-sepreformer-t default --lengths 60,300,600 --time-limit 1800

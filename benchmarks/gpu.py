@@ -4,9 +4,9 @@ Needs PyTorch, numpy and safetensors, no installation:
 
     PYTHONPATH=src python benchmarks/gpu.py --out results/
 
-The paper's experiment comes first, then the other lengths, then bf16, then TF-Locoformer; what the time does
-not suffice for is marked in the tables. Writes benchmark.csv, benchmark.md and benchmark.json, and plots if
-matplotlib is installed.
+The paper's experiment comes first, then the other lengths, then bfloat16, then TF-Locoformer; what the time
+does not suffice for is marked in the tables. Writes benchmark.csv, benchmark.md and benchmark.json, and
+plots if matplotlib is installed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def gpu_cases(device: str, lengths: list[float], threads: int) -> list[Case]:
     wanted = [
         (PAPER_MODELS, [PAPER_SECONDS] if PAPER_SECONDS in lengths else [], "float32"),
         (PAPER_MODELS, lengths, "float32"),
-        (LINEAR_MODELS, lengths, "bf16"),
+        (LINEAR_MODELS, lengths, "bfloat16"),
         (TFLOCOFORMERS, lengths, "float32"),
     ]
     cases = [

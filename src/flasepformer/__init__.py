@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from flasepformer.inference import OutputExists as OutputExists
     from flasepformer.inference import SeparationError as SeparationError
     from flasepformer.inference import Separator as Separator
+    from flasepformer.inference import StateError as StateError
+    from flasepformer.inference import StreamingSeparator as StreamingSeparator
     from flasepformer.models import CheckpointError as CheckpointError
     from flasepformer.models import list_models as list_models
     from flasepformer.typed import SeparationModel as SeparationModel
@@ -45,6 +47,8 @@ _ROOM_OF = {
     "SeparationError": "inference",
     "SeparationModel": "typed",
     "Separator": "inference",
+    "StateError": "inference",
+    "StreamingSeparator": "inference",
     "list_models": "models",
     "load_model": "typed",
 }
@@ -63,6 +67,8 @@ __all__ = [
     "SeparationError",
     "SeparationModel",
     "Separator",
+    "StateError",
+    "StreamingSeparator",
     "__version__",
     "list_models",
     "load_model",

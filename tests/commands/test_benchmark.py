@@ -27,6 +27,7 @@ def run(*options):
     return CliRunner().invoke(app, ["benchmark", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path):
     options = ("--lengths", "0.5", "--precision", "float32,bf16", "--repeats", 1, "--threads", 1)
     options += ("--out", tmp_path / "new")
@@ -36,7 +37,7 @@ def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path
     assert written == {"benchmark.csv", "benchmark.md", "benchmark.json", "time.png", "memory.png"}
     with (tmp_path / "new/benchmark.csv").open() as file:
         row, in_bf16 = csv.DictReader(file)
-    for measured, precision in ((row, "float32"), (in_bf16, "bf16")):
+    for measured, precision in ((row, "float32"), (in_bf16, "bfloat16")):
         settings = tuple(measured[column] for column in ("model", "seconds", "precision", "status"))
         assert settings == ("tiny", "0.5", precision, "ok")
     factor = float(row["time_median_seconds"]) / 0.5
@@ -44,7 +45,8 @@ def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path
     assert float(row["arithmetic_limit_real_time_factor"]) < factor
     content = json.loads((tmp_path / "new/benchmark.json").read_text())
     assert content["command"].startswith("flasepformer benchmark tiny --lengths 0.5 --device cpu")
-    assert "--precision float32,bf16" in content["command"]
+    assert "--precision float32,bfloat16" in content["command"]
+    assert "bf16 is called bfloat16 now" in result.stderr
     rates = content["machine"]["rates"]
     assert 1e8 < rates["float32_flops"] < 1e12  # one core
     assert 1e8 < rates["bandwidth"] < 1e12
@@ -65,7 +67,10 @@ def test_a_model_that_does_not_exist_exits_with_3_and_the_names(tmp_path):
     ("options", "message"),
     [
         ((), "give at least one MODEL"),
-        (("default", "--precision", "float32,fp8"), "--precision must be float32, bf16 or float32,bf16"),
+        (
+            ("default", "--precision", "float32,fp8"),
+            "--precision must be float32, bfloat16 or float32,bfloat16",
+        ),
         (("default", "--paper"), "--paper has its own models"),
         (("default", "--lengths", "4;16"), "numbers with commas"),
         (("default", "--lengths", "0"), "must be positive"),

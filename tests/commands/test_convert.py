@@ -1,4 +1,5 @@
 import pytest
+import torch
 from tests.models.conftest import tiny_config
 from typer.testing import CliRunner
 
@@ -27,12 +28,21 @@ def test_convert_writes_the_other_layout_and_says_what_it_is(folder, tmp_path):
     assert load_model(tmp_path / "published").config.n_channels == 8
 
 
+def test_halved_weights_take_half_the_room_and_keep_eleven_bits(folder, tmp_path):
+    assert run(folder, tmp_path / "half", "--half").exit_code == 0
+    sizes = [(place / "model.safetensors").stat().st_size for place in (folder, tmp_path / "half")]
+    assert sizes[1] < 0.7 * sizes[0]  # the names of the tensors stay
+    whole, half = (load_model(place).state_dict() for place in (folder, tmp_path / "half"))
+    torch.testing.assert_close(half, whole, rtol=2**-11, atol=2**-25)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["no-such-model", "new"], 3, "no model and no file is called"),
         (["ours", "new", "--to", "onnx"], 2, "flasepformer, modelscope"),
         (["ours", "ours"], 2, "exists already"),
+        (["ours", "new", "--to", "modelscope", "--half"], 2, "leave out --to"),
         (["ours/config.yaml", "new"], 3, "no model and no file"),
     ],
 )

@@ -64,6 +64,22 @@ def test_a_row_for_each_mixture_and_the_summary(checkpoint, mixtures, tmp_path):
     assert lines[-1] == [str(tmp_path / "results/scores.csv")]
 
 
+def test_a_stream_is_scored_with_its_delay_taken_away_and_its_blocks_are_timed(
+    checkpoint, mixtures, tmp_path
+):
+    words = (checkpoint, mixtures, "--out", tmp_path / "results", "--no-sdr")
+    result = run(*words, "--stream", "--block", 0.05, "--delay", 0.2)
+    assert result.exit_code == 0, result.output
+    assert "stream: delay 200 ms; time per block p50" in result.stdout
+    summary = json.loads((tmp_path / "results/summary.json").read_text())
+    assert summary["separation"] == {"mode": "stream", "block_seconds": 0.05, "delay": 0.2}
+    live = summary["live"]
+    assert (live["n_blocks"], live["delay_seconds"]) == (2 * 10, 0.2)
+    assert 0 < live["p50_seconds"] <= live["p99_seconds"] <= live["longest_seconds"]
+    assert run(*words, "--overwrite", "--stream", "--mode", "whole").exit_code == 2
+    assert run(*words, "--overwrite", "--block", 0.05).exit_code == 2
+
+
 def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path, monkeypatch):
     words = (checkpoint, mixtures, "--out", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["flasepformer", "evaluate", *map(str, words)])
@@ -322,6 +338,7 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
     listing, told = tmp_path / "list.csv", tmp_path / "told"
     os.mkfifo(listing)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from flasepformer.cli import app, main
 from flasepformer.inference import Separator, weights_digest
-from flasepformer.inference.estimates import need_beside_frames
+from flasepformer.inference.estimates import need_as_a_whole, need_beside_frames
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
 RATE = 8000
@@ -118,7 +118,8 @@ def test_a_recording_becomes_tracks_whose_names_are_printed(run, tmp_path):
     code, stdout, stderr = run(tmp_path / "talk.wav", "--out", tmp_path / "out")
     assert code == 0
     assert stdout.splitlines() == [str(tmp_path / "out" / f"talk_speaker{index}.wav") for index in (1, 2)]
-    assert stderr == ""
+    doubt = r"unsure: .*talk\.wav: track \d \(\d+%\)( and \d \(\d+%\))? may not be one talker alone\n"
+    assert re.fullmatch(doubt, stderr), stderr  # random weights separate nothing
     assert names(tmp_path / "out") == outputs("talk")
     assert soundfile.info(tmp_path / "out" / "talk_speaker1.wav").frames == 4000
 
@@ -371,20 +372,33 @@ def test_a_recording_too_long_for_the_memory_is_refused_and_the_others_are_done(
     record(tmp_path / "long.wav", seconds=60)
     record(tmp_path / "short.wav", seconds=1)
     inputs = (tmp_path / "long.wav", tmp_path / "short.wav")
-    limits = ("--mode", "whole", "--memory", "57M", "--out", tmp_path / "out")
+    sizes = {"n_filters": 16, "n_channels": 8, "n_heads": 2, "n_stages": 1, "n_encoder_blocks": 1}
+    network = SepReformer(SepReformerConfig(**sizes, n_decoder_blocks=1, attention="softmax"))
+    save_model(network, tmp_path / "softmax", {})  # linear attention takes any length
+    limit = need_as_a_whole(network, 60 * 8000).memory_bytes - 1_000_000
+    limits = (
+        "--mode",
+        "whole",
+        "--memory",
+        limit,
+        "--model",
+        tmp_path / "softmax",
+        "--out",
+        tmp_path / "out",
+    )
     code, _, stderr = run(*inputs, *limits)
     assert code == 3
     assert names(tmp_path / "out") == outputs("short")
     refused = f"error: {tmp_path / 'long.wav'}: 1.0 minutes need about "
     (line,) = [line for line in stderr.splitlines() if line.startswith(refused)]
-    assert re.search(r"about [\d.]+ MB of memory and 55(\.1)? MB may be used; .* \(--memory\)", line), line
+    assert re.search(r"about [\d.]+ MB of memory and [\d.]+ MB may be used; .* \(--memory\)", line), line
 
 
 def test_frames_that_neither_memory_nor_disk_can_hold_stop_the_run(
     run, model, tmp_path, monkeypatch
 ):  # row 42
     record(tmp_path / "talk.wav", seconds=35)
-    limit = need_beside_frames(load_model(model), 35 * RATE) + 4 * 35 * RATE + 4_000_000
+    limit = need_beside_frames(load_model(model), 35 * RATE) + 8_000_000
     with small_disk(tmp_path / "small", "size=1m") as folder:
         monkeypatch.setenv("TMPDIR", str(tmp_path / "small"))
         monkeypatch.setattr("tempfile.tempdir", None)
@@ -778,7 +792,9 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     assert end.value.code == 130
     assert len(stdout.splitlines()) == 2
     again = f"the same command does what is missing, {arguments[1]} from its beginning"
-    assert stderr == f"interrupted; {again}\n"
+    assert [line for line in stderr.splitlines() if not line.startswith("unsure: ")] == [
+        f"interrupted; {again}"
+    ]
     assert names(arguments[-1]) == outputs("a")
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
@@ -821,7 +837,8 @@ def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path): 
     process.stdout.close()  # like head, when it has seen enough
     process.stdout = None
     _, stderr = process.communicate(timeout=300)
-    assert (process.returncode, stderr) == (0, b"")
+    assert process.returncode == 0
+    assert [line for line in stderr.splitlines() if not line.startswith(b"unsure: ")] == []
     assert len(names(tmp_path / "out")) == 3
 
 

@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 import yaml
 from typer.testing import CliRunner
@@ -80,6 +81,7 @@ FIXED = [
 FIXED += ["--set", "data.valid_split=tt", "--set", "data.n_valid_mixtures=0"]
 
 
+@pytest.mark.slow
 def test_train_on_a_set_that_prepare_has_listed(tmp_path):
     rng = np.random.default_rng(0)
     names = {
@@ -123,6 +125,7 @@ def make_set(speech, root):
     return root
 
 
+@pytest.mark.slow
 def test_train_on_a_set_that_mixtures_has_made(tmp_path):
     made = make_set(write_speech(tmp_path / "speech"), tmp_path / "set")
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -143,6 +143,16 @@ def test_conversations_go_through_the_model_as_recordings_do(speech, models, tmp
     assert (row["model"], float(row["confusion"])) == ("new", pytest.approx(share, abs=1e-4))
 
 
+def test_turns_on_the_wrong_track_are_counted_in_all_conversations(run, tmp_path):
+    rows, printed = run("--conditions", "turns", "--turns", "2")
+    shares = [row.scores["turns"][0] for row in read_scores(tmp_path / "out/turns/old/scores.csv")]
+    (old,) = (row for row in rows if row["model"] == "old")
+    assert len(shares) == 2
+    assert float(old["wrong_turns"]) == pytest.approx(np.mean(shares), abs=1e-4)
+    assert float(old["share_without_wrong_turns"]) == pytest.approx(np.mean(np.equal(shares, 0)), abs=1e-4)
+    assert f"| old | 2 | {np.mean(shares):.1%} |" in printed.stdout
+
+
 def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(run, models, tmp_path):
     run("--conditions", "clean")
     first = (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns

@@ -14,6 +14,7 @@ from flasepformer.evaluation import evaluate, load_result
 from flasepformer.evaluation.scoring import score_estimates
 from flasepformer.evaluation.separating import fix_mode, share_memory
 from flasepformer.inference import Separator
+from flasepformer.inference.estimates import need_as_a_whole
 from flasepformer.models import SepReformer, SepReformerConfig, load_model
 
 RATE = 8000
@@ -126,7 +127,7 @@ def test_too_little_memory_is_a_failure_of_the_mixture(checkpoint, quiet):
     result = evaluate(load_model(checkpoint), quiet, run_options={"mode": "whole", "memory": "2M"})
     ((name, reason),) = result.failures
     assert name == "a"
-    assert "1.97 MB may be used" in reason  # less what the mixture takes
+    assert "1.94 MB may be used" in reason  # less what the tracks take
 
 
 def test_options_that_make_no_sense_are_refused_before_any_work(checkpoint, quiet):
@@ -173,6 +174,20 @@ def test_results_know_the_mode_they_were_made_in(tmp_path, separation, label, ru
     (tmp_path / "scores.csv").write_text("name,seconds,compute_seconds,SI-SNR,SI-SNR_1,error\na,1,1,2,2,\n")
     stored = load_result(tmp_path)
     assert (stored.label, stored.run_options) == (label, run_options)
+
+
+def test_chunks_are_not_shortened_for_want_of_memory(tmp_path):  # issue 16
+    model = SepReformer(SepReformerConfig(n_channels=8, n_heads=2, n_filters=16, n_stages=1))
+    enough, need = (
+        need_as_a_whole(model, 8 * RATE).memory_bytes,
+        need_as_a_whole(model, 4 * RATE).memory_bytes,
+    )
+    assert need < enough - 10_000_000  # chunks of half the length would fit
+    options = {"mode": "chunks", "chunk_seconds": 8, "overlap_seconds": 1, "memory": enough - 1_000_000}
+    noise = np.random.default_rng(0).standard_normal((2, 9 * RATE))
+    (row,) = evaluate(model, write(tmp_path / "set", s1=noise[0], s2=noise[1]), run_options=options).rows
+    assert "0.1 minutes need about" in row.error
+    assert "allow more (--memory)" in row.error
 
 
 def test_the_model_and_not_the_free_memory_decides_what_auto_means(monkeypatch):  # issue 16

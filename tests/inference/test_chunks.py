@@ -5,13 +5,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flasepformer.inference.chunks import DOUBTFUL_MARGIN, _fade_in, plan_chunks, separate_in_chunks
+from flasepformer.audio import StoredSignals
+from flasepformer.inference.chunks import DOUBTFUL_MARGIN, _fade_in, plan_chunks
+from flasepformer.inference.chunks import separate_in_chunks as separate_signals
 
 RATE = 1000
 
 
 def tone(frequency, n_samples):
     return np.sin(2 * np.pi * frequency * np.arange(n_samples) / RATE + 0.3).astype(np.float32)
+
+
+def stored(samples, folder=None):
+    signals = StoredSignals(*np.atleast_2d(samples).shape, folder)
+    signals.write(0, np.atleast_2d(samples).astype(np.float32))
+    return signals
+
+
+def separate_in_chunks(model, mixture, n_sources, chunk_length, overlap, folder=None, **options):
+    tracks = StoredSignals(n_sources, len(mixture), folder)
+    joins = separate_signals(model, stored(mixture, folder), tracks, chunk_length, overlap, **options)
+    return tracks.read(0, len(mixture)), joins
 
 
 class ToneSeparator:
@@ -140,11 +154,23 @@ def test_progress_rises_to_one_chunk_by_chunk():
 
 
 def test_the_fade_is_a_raised_cosine_in_the_middle_of_what_two_chunks_share():
-    tracks = np.zeros((2, 200), np.float32)
-    _fade_in(tracks, np.ones((2, 100), np.float32), start=60, stop=100, overlap=20)
+    signals = StoredSignals(2, 160)
+    _fade_in(signals, np.ones((2, 100), np.float32), start=60, stop=100, overlap=20)
+    tracks = signals.read(0, 160)
     assert not tracks[:, :70].any()
     np.testing.assert_array_equal(tracks[:, 90:160], 1)
     fade = tracks[0, 70:90]
     np.testing.assert_allclose(fade + fade[::-1], 1, atol=1e-6)
     expected = 0.5 - 0.5 * np.cos(np.pi * np.arange(1, 21) / 21)
     np.testing.assert_allclose(fade, expected, atol=1e-6)
+
+
+def test_chunks_that_lie_in_a_file_are_the_same_samples(tmp_path):  # issue 16
+    talkers = np.stack([tone(50, 4321), 0.5 * tone(350, 4321)])
+    talkers[:, 1500:3200] = 0
+    arguments = (talkers.sum(0), 2, 1000, 200)
+    tracks, joins = separate_in_chunks(ToneSeparator(), *arguments, silence=1e-2)
+    stored_tracks, stored_joins = separate_in_chunks(ToneSeparator(), *arguments, tmp_path, silence=1e-2)
+    np.testing.assert_array_equal(stored_tracks, tracks)
+    assert stored_joins == joins
+    assert list(tmp_path.iterdir()) == []  # the file has no name

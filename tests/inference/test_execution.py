@@ -2,14 +2,21 @@
 
 import copy
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from flasepformer.audio import StoredSignals
 from flasepformer.inference import NotEnoughMemory, OutputError
-from flasepformer.inference.estimates import need_as_a_whole, need_beside_frames, need_in_pieces
+from flasepformer.inference.estimates import (
+    need_as_a_whole,
+    need_beside_frames,
+    need_in_pieces,
+    signal_bytes,
+)
 from flasepformer.inference.execution import ModelRunner
 from flasepformer.inference.plans import Plan, spill_folder
 from flasepformer.models import SepReformer, SepReformerConfig, TFLocoformer, TFLocoformerConfig
@@ -36,14 +43,22 @@ def mixture():
 
 def build(**changes):
     torch.manual_seed(0)
-    sizes = {"n_filters": 16, "n_channels": 8, "n_heads": 2, "n_stages": 2, "local_kernel_size": 5}
-    config = SepReformerConfig(**sizes, hop_length=8, layer_scale=0.5, auxiliary_heads=False, **changes)
+    sizes = {"n_filters": 16, "n_channels": 8, "n_heads": 2, "n_stages": 2, "local_kernel_size": 5, **changes}
+    config = SepReformerConfig(**sizes, hop_length=8, layer_scale=0.5, auxiliary_heads=False)
     return SepReformer(config).eval()
 
 
 def whole(model, mixture):
     with torch.inference_mode():
         return model.separate_in_pieces(torch.from_numpy(mixture)[None])[0].numpy()
+
+
+def run(runner, mixture, plan):
+    """Separate a mixture (time,); return the estimates, and how they came to be."""
+    signals = StoredSignals(1, len(mixture))
+    signals.write(0, mixture[None])
+    passage = runner.run(signals, plan)
+    return passage.estimates.read(0, len(mixture)), passage
 
 
 @pytest.fixture
@@ -80,24 +95,53 @@ def test_options_that_make_no_sense_are_refused(linear, options, message):
 def test_linear_attention_goes_in_pieces_and_spills_what_does_not_fit(linear, mixture):
     roomy = ModelRunner(linear, "cpu")
     plan = roomy.plan(N_SAMPLES)
-    assert (plan.way, plan.need.disk_bytes) == ("pieces", 0)
+    assert (plan.way, plan.need.disk_bytes, plan.signals_on_disk) == ("pieces", 0, False)
     expected = whole(linear, mixture)
-    np.testing.assert_array_equal(roomy.run(mixture, plan).estimates, expected)
+    np.testing.assert_array_equal(run(roomy, mixture, plan)[0], expected)
 
-    tight = ModelRunner(linear, "cpu", memory=need_beside_frames(linear, N_SAMPLES) + 100_000)
-    plan = tight.plan(N_SAMPLES)
-    assert (plan.way, plan.frame_bytes) == ("pieces", 100_000)
-    assert plan.need.disk_bytes > 100_000
-    np.testing.assert_array_equal(tight.run(mixture, plan).estimates, expected)
+
+def test_mixture_and_estimates_go_to_the_disk_where_they_would_take_much_of_the_memory(mixture):  # issue 16
+    linear, signals = build(n_stages=3, n_channels=64), signal_bytes(2, N_SAMPLES)
+    assert signals == 12 * N_SAMPLES
+    least, expected = need_beside_frames(linear, N_SAMPLES), whole(linear, mixture)
+    for spare, on_disk in ((4 * signals, False), (4 * signals - 4, True), (0, True)):  # a quarter for signals
+        tight = ModelRunner(linear, "cpu", memory=least + spare)
+        plan = tight.plan(N_SAMPLES)
+        assert (plan.way, plan.signals_on_disk) == ("pieces", on_disk)
+        assert plan.frame_bytes == spare - (0 if on_disk else signals)
+        assert plan.need.memory_bytes <= least + spare
+        frames = need_in_pieces(linear, N_SAMPLES, plan.frame_bytes).disk_bytes
+        assert plan.need.disk_bytes == frames + signals * on_disk > 0
+        np.testing.assert_array_equal(run(tight, mixture, plan)[0], expected)
+
+
+def test_pieces_become_smaller_before_the_recording_is_cut_into_chunks(linear):  # issue 16
+    n_samples = 60 * 8000
+    fastest = linear.piece_length(torch.device("cpu"))
+    for times in (2, 8):
+        least = need_beside_frames(linear, n_samples, fastest // times)
+        plan = ModelRunner(linear, "cpu", memory=least).plan(n_samples)
+        assert (plan.way, plan.piece_length) == ("pieces", fastest // times)
+    with pytest.raises(
+        NotEnoughMemory, match=r"1\.0 minutes need about"
+    ):  # chunks are in pieces of full length
+        ModelRunner(linear, "cpu", memory=least - 1).plan(n_samples)
+
+
+def test_smaller_pieces_have_the_same_numbers(linear, mixture):
+    runner = ModelRunner(linear, "cpu")
+    plan = replace(runner.plan(N_SAMPLES), piece_length=256)
+    expected = whole(linear, mixture)
+    np.testing.assert_allclose(run(runner, mixture, plan)[0], expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_chunks_of_a_short_recording_are_the_whole_bit_by_bit(linear, softmax, mixture):
     for model in (linear, softmax):
         runner = ModelRunner(model, "cpu", mode="chunks")
-        passage = runner.run(mixture, runner.plan(N_SAMPLES))
+        estimates, passage = run(runner, mixture, runner.plan(N_SAMPLES))
         assert passage.plan.way == "chunks"
         assert passage.joins == []
-        assert passage.estimates.tobytes() == whole(model, mixture).tobytes()
+        assert estimates.tobytes() == whole(model, mixture).tobytes()
 
 
 def test_softmax_attention_is_the_whole_if_that_fits_and_else_chunks_with_the_reason(softmax, mixture):
@@ -115,14 +159,13 @@ def test_softmax_attention_is_the_whole_if_that_fits_and_else_chunks_with_the_re
 
 def test_chunks_are_halved_until_they_fit_and_then_the_recording_is_refused(softmax):
     n_samples = 100 * 8000
-    tracks = 2 * n_samples * 4
 
     def chunk_seconds(memory):
         return ModelRunner(softmax, "cpu", mode="chunks", memory=memory).plan(n_samples).chunk_length / 8000
 
     def need(seconds):
         n_chunk = round(seconds * 8000)
-        return need_as_a_whole(softmax, n_chunk).memory_bytes + tracks + 2 * 2 * n_chunk * 4
+        return need_as_a_whole(softmax, n_chunk).memory_bytes + 2 * 2 * n_chunk * 4
 
     assert chunk_seconds(need(30)) == 30
     assert chunk_seconds(need(30) - 1) == 15
@@ -132,12 +175,12 @@ def test_chunks_are_halved_until_they_fit_and_then_the_recording_is_refused(soft
 
 
 def test_even_the_least_is_counted_before_the_start(linear):
-    least = need_beside_frames(linear, 10 * N_SAMPLES)
+    least = need_beside_frames(linear, 10 * N_SAMPLES, linear.piece_length(torch.device("cpu")) // 8)
     with pytest.raises(NotEnoughMemory, match=f"need about {least / 1e6:.3g} MB"):
         ModelRunner(linear, "cpu", mode="whole", memory=least - 1).plan(10 * N_SAMPLES)
     runner = ModelRunner(linear, "cpu", memory="50M")
-    with pytest.raises(NotEnoughMemory, match="need about 500 MB of memory and 49 MB may be used"):
-        runner.plan(N_SAMPLES, held_bytes=1_000_000, after_bytes=500_000_000)
+    with pytest.raises(NotEnoughMemory, match="need about 70 MB of memory and 50 MB may be used"):
+        runner.plan(N_SAMPLES, held_bytes=50_000_000)
 
 
 def test_a_model_that_nobody_knows_is_cut_only_where_it_is_long():
@@ -173,38 +216,39 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_chunks(mixture):  # row 6
     runner = ModelRunner(model, "cpu")
     long = np.tile(mixture, 14)[: 40 * 8000]
     plan = Plan(way="whole", need=None)
-    passage = runner.run(long, plan)
+    estimates, passage = run(runner, long, plan)
     assert [n / 8000 for n in model.lengths[:4]] == [40, 30, 15, 7.5]
     assert passage.plan.chunk_length == 7.5 * 8000
     assert passage.warnings == [
         f"cpu ran out of memory; going on on the CPU with chunks of {seconds} s" for seconds in (30, 15, 7.5)
     ]
-    np.testing.assert_allclose(passage.estimates.sum(0), long, atol=1e-3)
+    np.testing.assert_allclose(estimates.sum(0), long, atol=1e-3)
 
 
 def test_when_the_least_is_too_much_the_recording_is_refused(mixture):
     with pytest.raises(NotEnoughMemory, match=r"0\.1 minutes need more memory than there is"):
-        ModelRunner(FailingSeparator(longest=1), "cpu").run(mixture, Plan(way="whole", need=None))
+        run(ModelRunner(FailingSeparator(longest=1), "cpu"), mixture, Plan(way="whole", need=None))
 
 
 def test_memory_that_runs_out_in_pieces_leaves_them_to_the_disk(linear, mixture):
     class Forgetful(SepReformer):
         n_calls = 0
 
-        def separate_in_pieces(self, mixture, memory=None, progress=None):
+        def estimates_in_pieces(self, *arguments, **options):
             self.n_calls += 1
             if self.n_calls == 1:
                 raise torch.OutOfMemoryError("out of memory")
-            return super().separate_in_pieces(mixture, memory, progress)
+            return super().estimates_in_pieces(*arguments, **options)
 
     model = Forgetful(linear.config).eval()
     model.load_state_dict(linear.state_dict())
     runner = ModelRunner(model, "cpu")
-    passage = runner.run(mixture, Plan(way="pieces", need=need_in_pieces(linear, N_SAMPLES, None)))
+    plan = Plan(way="pieces", need=need_in_pieces(linear, N_SAMPLES, None))
+    estimates, passage = run(runner, mixture, plan)
     assert passage.plan.frame_bytes == 0
     assert passage.plan.need.disk_bytes > 0
     assert passage.warnings == ["cpu ran out of memory; going on on the CPU with temporary files"]
-    np.testing.assert_array_equal(passage.estimates, whole(linear, mixture))
+    np.testing.assert_array_equal(estimates, whole(linear, mixture))
 
 
 def test_any_other_failure_on_the_processor_is_told_as_it_is(linear, mixture):
@@ -212,7 +256,7 @@ def test_any_other_failure_on_the_processor_is_told_as_it_is(linear, mixture):
     model.encoder = nn.Conv1d(1, 3, 16, 8)
     runner = ModelRunner(model, "cpu", mode="chunks")
     with pytest.raises(RuntimeError, match="must match the size of tensor"):
-        runner.run(mixture, Plan(way="whole", need=None))
+        run(runner, mixture, Plan(way="whole", need=None))
 
 
 class OverflowingSeparator(nn.Module):
@@ -240,21 +284,21 @@ def test_numbers_that_overflow_in_float16_are_computed_again_in_float32_chunk_by
     model = OverflowingSeparator()
     options = {"mode": "chunks", "chunk_seconds": 2, "overlap_seconds": 0.5, "precision": "float16"}
     runner = ModelRunner(model, "cpu", **options)
-    passage = runner.run(mixture, runner.plan(len(mixture)))
+    estimates, passage = run(runner, mixture, runner.plan(len(mixture)))
     assert passage.warnings == ["numbers overflowed in float16; that part was done again in float32"]
     assert model.dtypes[:3] == [torch.float16] * 3  # one call for each chunk before the loud part
     assert torch.float32 in model.dtypes
-    assert np.isfinite(passage.estimates).all()
-    np.testing.assert_allclose(passage.estimates[:, :20_000].sum(0), mixture[:20_000], rtol=1e-2)
-    np.testing.assert_allclose(passage.estimates[:, 32_000:].sum(0), mixture[32_000:], rtol=1e-2)
+    assert np.isfinite(estimates).all()
+    np.testing.assert_allclose(estimates[:, :20_000].sum(0), mixture[:20_000], rtol=1e-2)
+    np.testing.assert_allclose(estimates[:, 32_000:].sum(0), mixture[32_000:], rtol=1e-2)
 
 
 def test_bfloat16_is_close_to_float32_and_needs_no_warning(linear, mixture):
     runner = ModelRunner(linear, "cpu", precision="bfloat16")
-    passage = runner.run(mixture, runner.plan(N_SAMPLES))
+    estimates, passage = run(runner, mixture, runner.plan(N_SAMPLES))
     expected = whole(linear, mixture)
     assert passage.warnings == []
-    error = passage.estimates - expected
+    error = estimates - expected
     assert 0 < np.square(error).mean() < 0.01 * np.square(expected).mean()
 
 
@@ -276,7 +320,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_with_what_is_needed(linear, mixt
     need = need_in_pieces(linear, N_SAMPLES, 0)
     (small_disk / "others").write_bytes(bytes(4_180_000))
     with pytest.raises(OutputError, match=f"disk full: {need.disk_bytes / 1e6:.3g} MB are needed"):
-        runner.run(mixture, Plan(way="pieces", need=need, frame_bytes=0))
+        run(runner, mixture, Plan(way="pieces", need=need, frame_bytes=0))
     assert [path.name for path in small_disk.iterdir()] == ["others"]
 
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flasepformer.inference.levels import explaining_gains, silent_spans, talking_rms
+from flasepformer.audio import explaining_gains
+from flasepformer.inference.levels import SilenceFinder, TalkingLevel
 
 
 def distance(mixture, estimates, gains):
@@ -53,19 +54,32 @@ def test_the_sum_of_the_tracks_is_never_further_from_the_mixture_than_without_ga
     assert distance(mixture, estimates, explaining_gains(mixture, estimates)) <= before + 1e-9
 
 
-def test_the_level_of_talk_does_not_count_the_pauses():
+@pytest.mark.parametrize("n_at_once", [10**6, 12_345, 799])
+def test_the_level_of_talk_does_not_count_the_pauses(n_at_once):
     tone = np.sin(np.arange(8000) * 2 * np.pi / 80)
-    assert talking_rms(np.concatenate([tone, np.zeros(72000)]), 800) == pytest.approx(0.5**0.5)
-    assert talking_rms(tone[:1], 800) == 0.0
+    level = TalkingLevel(800)
+    for part in in_parts(np.concatenate([tone, np.zeros(72_500)]), n_at_once):
+        level.add(part)
+    assert level.rms() == pytest.approx(0.5**0.5)
+    nothing = TalkingLevel(800)
+    nothing.add(tone[:1])
+    assert nothing.rms() == 0.0
 
 
-def test_silence_is_found_before_between_and_after_sounds():
-    waveform = np.zeros(80_000)
+@pytest.mark.parametrize("n_at_once", [10**6, 12_345, 79])
+def test_silence_is_found_before_between_and_after_sounds(n_at_once):
+    waveform = np.zeros(80_017)
     waveform[[30_000, 34_000, 60_000]] = 0.5  # 0.5 s between the first two is no silence
-    spans = silent_spans(waveform, 8000, threshold=1e-4)
+    silence = SilenceFinder(8000, threshold=1e-4)
+    for part in in_parts(waveform, n_at_once):
+        silence.add(part)
     blocks = [30_000 - 30_000 % 80, 34_000 - 34_000 % 80, 60_000]
-    assert spans == [
+    assert silence.spans() == [
         slice(0, blocks[0] - 400),
         slice(blocks[1] + 80 + 400, blocks[2] - 400),
-        slice(blocks[2] + 80 + 400, 80_000),
+        slice(blocks[2] + 80 + 400, 80_017),
     ]
+
+
+def in_parts(waveform, length):
+    return [waveform[start : start + length] for start in range(0, len(waveform), length)]

@@ -17,6 +17,8 @@ from flasepformer.inference.outputs import (
     publish,
 )
 
+SPEAKERS = ("speaker1", "speaker2")
+
 
 def grow(folder, text):
     folder.mkdir()
@@ -47,16 +49,16 @@ def test_names_suit_every_file_system(name, portable):
 
 @pytest.mark.parametrize("name", ["x" * 251, "ü" * 120 + "x", os.fsdecode(b"\xff" * 250)])
 def test_names_that_grow_too_long_are_cut_and_stay_distinct(tmp_path, name):
-    outputs = plan_outputs(tmp_path, name, 2, "flac")
+    outputs = plan_outputs(tmp_path, name, SPEAKERS, "flac")
     longest = max(len(os.fsencode(path.name)) for path in (*outputs.tracks, outputs.report))
     assert longest <= 255
     for path in (*outputs.tracks, outputs.report):
         path.touch()
-    assert plan_outputs(tmp_path, name[:-1] + "y", 2, "flac").report != outputs.report
+    assert plan_outputs(tmp_path, name[:-1] + "y", SPEAKERS, "flac").report != outputs.report
 
 
 def test_finished_files_take_their_names_and_are_not_replaced_unasked(tmp_path):
-    outputs = plan_outputs(tmp_path / "out", "talk", 2, "wav")
+    outputs = plan_outputs(tmp_path / "out", "talk", SPEAKERS, "wav")
     (tmp_path / "out").mkdir()
     publish(grow(tmp_path / "a", "a"), outputs, overwrite=False)
     assert names(tmp_path / "out") == ["talk_separation.json", "talk_speaker1.wav", "talk_speaker2.wav"]
@@ -68,7 +70,7 @@ def test_finished_files_take_their_names_and_are_not_replaced_unasked(tmp_path):
 
 
 def test_part_of_a_set_of_files_is_told_from_a_whole_one(tmp_path):
-    outputs = plan_outputs(tmp_path, "talk", 2, "wav")
+    outputs = plan_outputs(tmp_path, "talk", SPEAKERS, "wav")
     outputs.check_absent(lambda report: None)
     outputs.tracks[0].write_text("somebody's")
     with pytest.raises(FileExistsError, match=r"talk_speaker1\.wav exists, but not all") as caught:
@@ -77,7 +79,7 @@ def test_part_of_a_set_of_files_is_told_from_a_whole_one(tmp_path):
 
 
 def test_two_runs_that_replace_the_same_files_never_mix_them(tmp_path):
-    outputs = plan_outputs(tmp_path / "out", "talk", 2, "wav")
+    outputs = plan_outputs(tmp_path / "out", "talk", SPEAKERS, "wav")
     (tmp_path / "out").mkdir()
     for turn in range(40):
         runs = [
@@ -96,7 +98,7 @@ def test_two_runs_that_replace_the_same_files_never_mix_them(tmp_path):
 
 
 def test_an_interrupt_waits_until_all_files_are_in_place(tmp_path):
-    outputs = plan_outputs(tmp_path / "out", "talk", 2, "wav")
+    outputs = plan_outputs(tmp_path / "out", "talk", SPEAKERS, "wav")
     (tmp_path / "out").mkdir()
     grown = grow(tmp_path / "a", "a")
     lock = os.open(tmp_path / "out", os.O_RDONLY)

@@ -14,13 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.processes import start
-from torch import nn
 
 from flasepformer.audio import AudioError, read_audio
 from flasepformer.inference import AlreadySeparated, NotEnoughMemory, OutputError, SeparationError, Separator
 from flasepformer.inference.estimates import need_beside_frames
 from flasepformer.inference.memory import format_size
-from flasepformer.models import load_model
+from flasepformer.models import SepReformer, SepReformerConfig, load_model
 
 
 def names(folder):
@@ -132,7 +131,8 @@ def test_more_channels_than_two_are_not_mixed_down_without_a_word(separator, voi
 
 
 def test_a_talker_on_each_channel_needs_no_model(separator, voices, tmp_path):
-    stereo = np.stack([voices(16_000), voices(16_000, seed=1)])
+    pauses = np.repeat([[1, 1, 0.01, 1, 1], [0.01, 1, 1, 1, 1]], 3200, axis=1).astype(np.float32)
+    stereo = pauses * np.stack([voices(16_000), voices(16_000, seed=1)])
     with pytest.warns(UserWarning, match="each channel carries a talker of its own"):
         np.testing.assert_array_equal(separator.separate(stereo, 8000), stereo)
     soundfile.write(tmp_path / "call.wav", stereo.T, 8000, subtype="FLOAT")
@@ -399,17 +399,12 @@ def test_a_recording_too_long_for_the_memory_is_explained(model_folder, tmp_path
     assert re.match(r"5\.0 minutes need about \d+ MB of memory and [\d.]+ MB may be used", answer), answer
 
 
-class ToneSeparator(nn.Module):
+class ToneSeparator(SepReformer):
     """Split at 1 kHz; every other call swaps the tracks."""
 
-    sample_rate, n_sources = 8000, 2
+    n_calls = 0
 
-    def __init__(self):
-        super().__init__()
-        self.anything = nn.Parameter(torch.zeros(1))
-        self.n_calls = 0
-
-    def forward(self, mixture):
+    def separate_in_pieces(self, mixture, *arguments, **options):
         self.n_calls += 1
         low = torch.fft.irfft(torch.fft.rfft(mixture)[:, : mixture.shape[-1] // 8], n=mixture.shape[-1])
         estimates = torch.stack([low, mixture - low], dim=1)
@@ -426,7 +421,8 @@ def two_tones():
 
 
 def test_chunks_keep_each_talker_and_the_report_lists_where_that_is_in_doubt(two_tones, tmp_path):
-    separator = Separator(ToneSeparator(), "cpu", mode="chunks", chunk_seconds=4, overlap_seconds=1)
+    network = ToneSeparator(SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2))
+    separator = Separator(network, "cpu", mode="chunks", chunk_seconds=4, overlap_seconds=1)
     soundfile.write(tmp_path / "talk.wav", two_tones.sum(0), 8000, subtype="FLOAT")
     shares = []
     report = separator.separate_file_with_report(
@@ -436,7 +432,7 @@ def test_chunks_keep_each_talker_and_the_report_lists_where_that_is_in_doubt(two
     if np.abs(tracks[0, :8000] - two_tones[0, :8000]).max() > 0.1:  # which one is first is the model's choice
         tracks = tracks[::-1]
     assert np.sqrt(np.square(tracks - two_tones)[:, : 10 * 8000].mean()) < 0.01
-    assert (report.mode, report.memory_bytes, report.disk_bytes) == ("chunks", None, 0)
+    assert (report.mode, report.disk_bytes) == ("chunks", 0)
     assert report.n_joins == 4  # five chunks hold something, and all but the first are joined
     (doubtful,) = report.doubtful_joins
     assert 10 < doubtful["seconds"] < 13
@@ -451,7 +447,7 @@ def test_chunks_keep_each_talker_and_the_report_lists_where_that_is_in_doubt(two
 def test_a_recording_goes_to_the_disk_and_says_so_before_it_starts(separator, model_folder, voices, tmp_path):
     n_samples = 20 * 8000
     soundfile.write(tmp_path / "talk.wav", voices(n_samples), 8000, subtype="FLOAT")
-    limit = need_beside_frames(separator.model, n_samples) + 4 * n_samples + 1_000_000
+    limit = need_beside_frames(separator.model, n_samples) + 4 * n_samples
     tight = Separator.from_pretrained(model_folder, "cpu", memory=limit)
     steps = []
     report = tight.separate_file_with_report(

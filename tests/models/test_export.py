@@ -16,8 +16,8 @@ SMALL = {
 }  # fmt: skip
 """The registered layers in the registered order, narrower, and fewer of the same."""
 
-FAST = ("fla-sepreformer-t", "sepreformer-t", "fla-tflocoformer-s", "tflocoformer-s")
-"""One of each kind; the other sizes differ in numbers only."""
+FAST = ("fla-sepreformer-t", "fla-tflocoformer-s")
+"""One of each family; to trace one takes seconds."""
 
 
 class Core(torch.nn.Module):
@@ -47,7 +47,8 @@ def samples(network, n_steps):
     [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in registered_names()],
 )
 def test_a_registered_model_is_exported_with_a_free_time_axis(name):
-    network = miniature(name)
+    # In float64: an exported Fourier transform is a matrix product, which rounds otherwise.
+    network = miniature(name).double()
     core = Core(network)
     with torch.no_grad():
         step = network.frames_per_step * network.hop_length
@@ -55,12 +56,14 @@ def test_a_registered_model_is_exported_with_a_free_time_axis(name):
             step * torch.export.Dim("n_steps", min=2, max=10**6) + network.window_length - network.hop_length
         )
         free = {"samples": {1: n_samples}}
-        program = torch.export.export(core, (samples(network, 8),), dynamic_shapes=free, strict=False)
+        program = torch.export.export(
+            core, (samples(network, 8).double(),), dynamic_shapes=free, strict=False
+        )
         for n_steps in (3, 31):
-            mixture = samples(network, n_steps)
+            mixture = samples(network, n_steps).double()
             expected = core(mixture)
             difference = (program.module()(mixture) - expected).norm() / expected.norm()
-            assert difference < 1e-6
+            assert difference < 1e-13
 
 
 def test_the_core_is_the_network_without_padding():

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from flasepformer.data import DynamicMixingConfig, MixtureFiles, write_mixture_manifest
 from flasepformer.models import SepReformerConfig, TFLocoformerConfig
-from flasepformer.training import DataConfig, OptimizationConfig, Recipe
+from flasepformer.training import DataConfig, OptimizationConfig, Recipe, train
 
 SEPREFORMER = SepReformerConfig(
     n_filters=64, filter_length=32, hop_length=16, n_channels=16, n_heads=2, n_stages=2, n_encoder_blocks=1,
@@ -116,6 +117,22 @@ def small_recipe(recipe):
         steps_per_epoch=1,
         log_every=1,
     )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """Return a function that makes the folder of a run that has ended; each recipe is trained once."""
+    runs = {}
+
+    def finish(recipe, run):
+        key = repr(recipe)
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("finished") / "run"
+            train(recipe, runs[key])
+        shutil.copytree(runs[key], run)
+        return run
+
+    return finish
 
 
 @pytest.fixture

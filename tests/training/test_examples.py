@@ -1,7 +1,6 @@
 """What a run is trained and validated on, and its recipe's say in it."""
 
 import dataclasses
-import itertools
 import shutil
 
 import pytest
@@ -15,10 +14,8 @@ from flasepformer.data import (
     DynamicMixing,
     DynamicMixingConfig,
     FixedMixtures,
-    SpeechStore,
     Utterance,
     read_split,
-    read_utterances,
 )
 from flasepformer.data.mixture_manifest import write_mixture_manifest
 from flasepformer.training import TrainingError, train
@@ -26,7 +23,6 @@ from flasepformer.training.examples import (
     VALID_SEED,
     BatchTable,
     Draw,
-    draw_conversation,
     is_held_out,
     n_valid_mixtures,
     open_examples,
@@ -263,21 +259,3 @@ def test_held_out_speakers_are_validated_on_and_never_trained_on(small_recipe, s
     assert {u.speaker for u in held_out.store.utterances} == {"cv-0", "cv-2", "cv-3"}
     assert conversations == []
     assert not is_held_out(Utterance(manifest, "cv-2", 2.0, corpus="read"), recipe.data)
-
-
-def test_a_conversation_to_validate_on_has_whole_turns_without_overlap(speech):
-    store = SpeechStore.load(read_utterances(speech, "valid"), 8000)
-    mixture, turns = draw_conversation(store, 3, seconds=30.0)
-    assert len(mixture) == 30 * 8000
-    assert [talker for talker, _, _ in turns] == [k % 2 for k in range(len(turns))]
-    assert {stop - start for _, start, stop in turns} == {4 * 8000}
-    pauses = [after[1] - before[2] for before, after in itertools.pairwise(turns)]
-    assert min(pauses) >= 0
-    assert max(pauses) <= 10 * 8000
-    spoken = torch.zeros(len(mixture), dtype=torch.bool)
-    for _, start, stop in turns:
-        spoken[start:stop] = True
-        assert mixture[start:stop].square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-4)
-    assert mixture[~spoken].abs().max() == 0
-    assert torch.equal(draw_conversation(store, 3, seconds=30.0).mixture, mixture)
-    assert not torch.equal(draw_conversation(store, 4, seconds=30.0).mixture, mixture)

@@ -75,8 +75,8 @@ def test_a_miniature_of_each_kind_learns_and_its_checkpoint_separates(name, reci
     assert separated > si_snr(mixture.expand_as(sources), sources).mean() + 2
 
 
-def test_a_resumed_run_ends_with_the_same_weights_and_curve(recipe, tmp_path):
-    train(recipe, tmp_path / "whole")
+def test_a_resumed_run_ends_with_the_same_weights_and_curve(recipe, tmp_path, finished):
+    finished(recipe, tmp_path / "whole")
     # Half a run, as if stopped after step 3: the schedule is that of the whole one.
     with pytest.raises(KeyboardInterrupt):
         train_until(3, recipe, tmp_path / "halves")
@@ -122,16 +122,16 @@ def test_a_run_killed_after_a_checkpoint_writes_the_rest_of_the_curve_anew(small
     assert not list(run.glob("*.part"))
 
 
-def test_a_damaged_checkpoint_is_named_with_the_one_before_it(small_recipe, tmp_path):
-    train(small_recipe, tmp_path / "run")
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(small_recipe, tmp_path, finished):
+    finished(small_recipe, tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"checkpoint.pt is damaged.*checkpoint-previous.pt"):
         train(small_recipe, tmp_path / "run", resume=True)
 
 
-def test_the_checkpoint_of_an_older_version_resumes(small_recipe, tmp_path):
-    train(small_recipe, tmp_path / "run")
+def test_the_checkpoint_of_an_older_version_resumes(small_recipe, tmp_path, finished):
+    finished(small_recipe, tmp_path / "run")
     state = load(tmp_path / "run" / "checkpoint.pt")
     known = ("step", "n_heard", "seconds", "best_db", "n_bad")
     state["progress"] = {key: state["progress"][key] for key in known}
@@ -140,9 +140,9 @@ def test_the_checkpoint_of_an_older_version_resumes(small_recipe, tmp_path):
     assert [int(row["step"]) for row in curve(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-def test_the_curve_of_an_older_version_stays_and_goes_on(small_recipe, tmp_path):
+def test_the_curve_of_an_older_version_stays_and_goes_on(small_recipe, tmp_path, finished):
     run = tmp_path / "run"
-    train(small_recipe, run)
+    finished(small_recipe, run)
     older = ("step", "hours_heard", "minutes", "learning_rate", "train_loss_db", "gradient_norm",
              "valid_si_snr_improvement_db", "best_db")  # fmt: skip
     with (run / "curve.csv").open(newline="") as file:
@@ -167,6 +167,7 @@ def test_a_curve_without_a_checkpoint_is_of_another_run(small_recipe, tmp_path):
     assert [row["step"] for row in curve(tmp_path / "run")] == ["1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "moment"), [("speech", "checkpoint"), ("mixtures", "row")])
 def test_a_run_that_is_killed_and_resumed_gives_the_curve_of_one_that_was_not(
     small_recipe, fixed_recipe, tmp_path, kind, moment
@@ -229,6 +230,7 @@ def test_processes_that_do_not_find_each_other_are_refused(small_recipe, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["speech", "mixtures"])
 def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
     small_recipe, fixed_recipe, tmp_path, kind
@@ -244,6 +246,7 @@ def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
     assert scores == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
     whole = changed(small_recipe, batch_size=4)
     train(whole, tmp_path / "whole")
@@ -254,6 +257,7 @@ def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
     assert [row["step"] for row in curve(tmp_path / "parts")] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(small_recipe, tmp_path):
     train(changed(small_recipe, batch_size=4), tmp_path / "whole")
     train_in_two_processes(changed(small_recipe, batch_size=2, n_steps=2), tmp_path / "parts")
@@ -326,11 +330,11 @@ def test_the_learning_rate_falls_on_a_plateau_also_after_a_resume(small_recipe, 
     stalling = frozen(small_recipe, n_steps=7, plateau_factor=0.5, plateau_patience=1, plateau_start_epoch=1)
     # Epoch 1 is not watched, epoch 2 is the first and so the best; 4 is the second after it, then 6.
     rates = []
-    for n_steps in range(1, 8):
-        train(changed(stalling, n_steps=n_steps), tmp_path / "run", resume=n_steps > 1)
+    for n_steps in (4, 5, 7):
+        train(changed(stalling, n_steps=n_steps), tmp_path / "run", resume=n_steps > 4)
         (optimizer,) = load(tmp_path / "run" / "checkpoint.pt")["optimizers"]
         rates.append(optimizer["param_groups"][0]["lr"] / 1e-30)
-    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25])
+    assert rates == pytest.approx([1, 0.5, 0.25])
 
 
 def test_a_run_stops_early_and_stays_stopped(small_recipe, tmp_path, capsys):
@@ -406,8 +410,8 @@ def test_bf16_computes_the_loss_in_float32():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
-def test_a_run_does_not_overwrite_another(small_recipe, tmp_path):
-    train(small_recipe, tmp_path / "run")
+def test_a_run_does_not_overwrite_another(small_recipe, tmp_path, finished):
+    finished(small_recipe, tmp_path / "run")
     with pytest.raises(TrainingError, match="holds a run already"):
         train(small_recipe, tmp_path / "run")
 
@@ -429,8 +433,8 @@ def test_there_must_be_something_to_resume(small_recipe, tmp_path):
         train(small_recipe, tmp_path / "run", resume=True)
 
 
-def test_a_run_of_another_network_is_not_resumed(small_recipe, tmp_path):
-    train(small_recipe, tmp_path / "run")
+def test_a_run_of_another_network_is_not_resumed(small_recipe, tmp_path, finished):
+    finished(small_recipe, tmp_path / "run")
     other = dataclasses.replace(small_recipe, model=dataclasses.replace(small_recipe.model, n_channels=8))
     with pytest.raises(TrainingError, match="another network") as refusal:
         train(other, tmp_path / "run", resume=True)
@@ -622,6 +626,7 @@ def test_long_steps_come_at_their_turn_and_are_heard_in_full(varied_recipe, tmp_
     assert 0 <= float(last["wrong_turns"]) <= 0.5
 
 
+@pytest.mark.slow
 def test_a_run_with_long_steps_resumes_to_the_same_bits(varied_recipe, tmp_path):
     train(varied_recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

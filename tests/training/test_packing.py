@@ -15,9 +15,9 @@ def load(path):
 
 
 @pytest.fixture
-def packed(recipe, tmp_path):
+def packed(recipe, finished, tmp_path):
     """Return the folder of a run of six steps, and that of its packed state."""
-    train(recipe, tmp_path / "run")
+    finished(recipe, tmp_path / "run")
     assert pack_run(tmp_path / "run", tmp_path / "packed") == 6
     return tmp_path / "run", tmp_path / "packed"
 

@@ -46,6 +46,7 @@ def wait_for_both(processes):
     assert [process.exitcode is None for process in processes] == [False, False], "a process does not end"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_says_why(two, victim, tmp_path):
     two[victim].kill()
@@ -76,6 +77,7 @@ def fail_in_the_second_process(rank, *arguments):
     train_as_one_of_several(rank, *arguments)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_both(long_recipe, tmp_path):
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     processes = [

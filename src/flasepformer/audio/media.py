@@ -5,10 +5,12 @@ PyAV is the extra `media`; it is imported when the first such file comes.
 
 import io
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from flasepformer.audio.recording import AudioError, Recording, SampleBuffer
+from flasepformer.audio.blocks import silent_blocks
+from flasepformer.audio.recording import AudioError, check_header
 from flasepformer.installing import how_to_install
 
 if TYPE_CHECKING:
@@ -59,8 +61,8 @@ class _Window:
         return self._file.tell()
 
 
-def decode_media(file: BinaryIO, file_size: int, stream: int | None) -> Recording:
-    """Decode one audio stream of a media file.
+class MediaDecoder:
+    """Decodes one audio stream of a media file.
 
     The track starts with the file: sound that begins later than the picture is preceded by silence. Gaps in
     the time stamps become silence too.
@@ -69,52 +71,66 @@ def decode_media(file: BinaryIO, file_size: int, stream: int | None) -> Recordin
         file: The open file.
         file_size: Bytes to look at.
         stream: Which audio stream, from 0 on; None takes the first and notes the others.
-
-    Raises:
-        MediaMissingError: When PyAV is not installed.
-        AudioError: When nothing can be decoded.
     """
-    try:
-        import av
-    except ImportError:
-        raise MediaMissingError(f"needs PyAV to be read: {INSTALL_MEDIA}") from None
-    try:
-        # No protocol is allowed, so that no file can make the decoder open another file or address.
-        options = {"protocol_whitelist": ""}
-        with av.open(
-            _Window(file, file_size), mode="r", options=options, metadata_errors="replace"
-        ) as container:
-            return _decode_stream(container, file, stream)
-    except av.FFmpegError as error:
-        raise UndecodableError(f"cannot be decoded: {(error.strerror or 'unknown error').lower()}") from error
 
+    def __init__(self, file: BinaryIO, file_size: int, stream: int | None) -> None:
+        self._file, self._size, self._chosen = file, file_size, stream
+        self.sample_rate = 0
+        self.n_channels = 0
+        self.n_promised = 0
+        self.warnings: tuple[str, ...] = ()
 
-def _decode_stream(container: "InputContainer", file: BinaryIO, chosen: int | None) -> Recording:
-    streams = container.streams.audio
-    if not streams:
-        raise AudioError("no audio stream")
-    listing = "; ".join(f"{n}: {_describe(stream)}" for n, stream in enumerate(streams))
-    if not 0 <= (chosen or 0) < len(streams):
-        number = "1 audio stream" if len(streams) == 1 else f"{len(streams)} audio streams"
-        raise AudioError(
-            f"there is no audio stream {chosen}; the file has {number}, counted from 0 ({listing})"
-        )
-    stream = streams[chosen or 0]
-    if stream.codec_context is None:
-        raise AudioError(f"unsupported audio codec ({_codec_names(file)})")
-    tag = stream.codec_context.codec_tag
-    if tag in ("drms", "enca"):
-        raise AudioError(f"protected audio (DRM): '{tag}', codec {stream.codec_context.name}")
-    track = _Track(container, stream)
-    for packet in _packets(container, stream, track):
-        track.decode(packet)
-    recording = track.finish()
-    if len(streams) > 1 and chosen is None:
+    def blocks(self) -> Iterator["NDArray[np.float32]"]:
+        """Yield (channel, some time).
+
+        Raises:
+            MediaMissingError: When PyAV is not installed.
+            AudioError: When nothing can be decoded.
+        """
+        try:
+            import av
+        except ImportError:
+            raise MediaMissingError(f"needs PyAV to be read: {INSTALL_MEDIA}") from None
+        try:
+            # No protocol is allowed, so that no file can make the decoder open another file or address.
+            options = {"protocol_whitelist": ""}
+            with av.open(
+                _Window(self._file, self._size), mode="r", options=options, metadata_errors="replace"
+            ) as container:
+                yield from self._decode(container)
+        except av.FFmpegError as error:
+            raise UndecodableError(
+                f"cannot be decoded: {(error.strerror or 'unknown error').lower()}"
+            ) from error
+
+    def _decode(self, container: "InputContainer") -> Iterator["NDArray[np.float32]"]:
+        chosen, streams = self._chosen, container.streams.audio
+        if not streams:
+            raise AudioError("no audio stream")
+        listing = "; ".join(f"{n}: {_describe(stream)}" for n, stream in enumerate(streams))
+        if not 0 <= (chosen or 0) < len(streams):
+            number = "1 audio stream" if len(streams) == 1 else f"{len(streams)} audio streams"
+            raise AudioError(
+                f"there is no audio stream {chosen}; the file has {number}, counted from 0 ({listing})"
+            )
+        stream = streams[chosen or 0]
+        if stream.codec_context is None:
+            raise AudioError(f"unsupported audio codec ({_codec_names(self._file)})")
+        tag = stream.codec_context.codec_tag
+        if tag in ("drms", "enca"):
+            raise AudioError(f"protected audio (DRM): '{tag}', codec {stream.codec_context.name}")
+        track = _Track(container, stream)
+        for packet in _packets(container, stream, track):
+            track.decode(packet)
+            if track.samples is not None:
+                self.sample_rate, self.n_channels = track.rate, track.samples.n_channels
+                self.n_promised = round((track.seconds or 0.0) * track.rate)
+                yield from track.samples.take()
+        yield from track.finish()
         note = (
             f"the file has {len(streams)} audio streams ({listing}); stream 0 is used, another can be chosen"
         )
-        return Recording(recording.samples, recording.sample_rate, (note, *recording.warnings))
-    return recording
+        self.warnings = (*((note,) if len(streams) > 1 and chosen is None else ()), *track.warnings)
 
 
 def _packets(
@@ -147,8 +163,48 @@ def _codec_names(file: BinaryIO) -> str:
     return ", ".join(sorted({name.decode("ascii") for name in names})) or "unknown"
 
 
+class _Queue:
+    """Samples between the decoder and the reader; the last ones wait, as they may turn out to be padding."""
+
+    def __init__(self, n_channels: int, sample_rate: int) -> None:
+        check_header(n_channels, sample_rate)
+        self.n_channels = n_channels
+        self.length = 0
+        """Of all that was added."""
+        self._waiting: deque[NDArray[np.float32]] = deque()
+        self._n_waiting = 0
+
+    def append(self, block: "NDArray[np.float32]") -> None:
+        """Add a block (channel, time)."""
+        self._waiting.append(block)
+        self.length += block.shape[1]
+        self._n_waiting += block.shape[1]
+
+    def append_silence(self, n_frames: int) -> None:
+        """Add silence where samples are missing, so that everything after it keeps its time."""
+        for block in silent_blocks(self.n_channels, n_frames):
+            self.append(block)
+
+    def take(self, n_kept: int = _MAX_PADDING) -> "Iterator[NDArray[np.float32]]":
+        """Yield blocks as long as so many samples stay behind."""
+        while self._waiting and self._n_waiting - self._waiting[0].shape[1] >= n_kept:
+            block = self._waiting.popleft()
+            self._n_waiting -= block.shape[1]
+            yield block
+
+    def cut(self, n_frames: int) -> None:
+        """Take away samples at the end, of those that wait."""
+        self.length -= n_frames
+        self._n_waiting -= n_frames
+        while n_frames:
+            last = self._waiting.pop()
+            if last.shape[1] > n_frames:
+                self._waiting.append(last[:, : last.shape[1] - n_frames])
+            n_frames -= min(n_frames, last.shape[1])
+
+
 class _Track:
-    """Decodes the packets of one stream into one buffer, each sample at its time."""
+    """Decodes the packets of one stream, each sample at its time."""
 
     def __init__(self, container: "InputContainer", stream: "av.AudioStream") -> None:
         context = stream.codec_context
@@ -157,7 +213,7 @@ class _Track:
         self.zero = None if container.start_time is None else container.start_time / 1e6
         self.seconds = self._promised_seconds(container)
         self.rate = context.sample_rate
-        self.buffer: SampleBuffer | None = None
+        self.samples: _Queue | None = None
         self.resampler: av.AudioResampler | None = None
         self.input_format: tuple[str, str, int] | None = None
         self.packets_end: float | None = None
@@ -166,6 +222,7 @@ class _Track:
         self.damaged: list[float] = []
         self.gaps: list[float] = []
         self.ignored_stamps = 0
+        self.warnings: tuple[str, ...] = ()
 
     def _promised_seconds(self, container: "InputContainer") -> float | None:
         """Seconds from the start of the file to the end of the stream; None where it would be a guess."""
@@ -198,20 +255,19 @@ class _Track:
             self.after_error = False
 
     def _now(self) -> float:
-        return self.buffer.length / self.rate if self.buffer is not None else 0.0
+        return self.samples.length / self.rate if self.samples is not None else 0.0
 
     def _place(self, frame: "av.AudioFrame") -> None:
         """Fill the time between the last sample and this frame with silence."""
-        if self.buffer is None:
+        if self.samples is None:
             self.rate = frame.sample_rate
-            expected = self.seconds if self.seconds is not None else 60.0
-            self.buffer = SampleBuffer(frame.layout.nb_channels, self.rate, round((expected + 1) * self.rate))
+            self.samples = _Queue(frame.layout.nb_channels, self.rate)
         if frame.pts is None or frame.time_base is None:
             return
         start = float(frame.pts * frame.time_base)
         if self.zero is None:
             self.zero = start
-        gap = round((start - self.zero) * self.rate) - self.buffer.length
+        gap = round((start - self.zero) * self.rate) - self.samples.length
         tolerance = frame.samples // 2 if self.after_error else round(_JITTER_SECONDS * self.rate)
         if abs(gap) <= tolerance:
             return
@@ -222,16 +278,16 @@ class _Track:
             self.ignored_stamps += 1
             return
         if (
-            not self.after_error and self.buffer.length > 0
+            not self.after_error and self.samples.length > 0
         ):  # sound that sets in after the picture is no fault
             self.gaps.append(self._now())
-        self.buffer.append_silence(gap)
+        self.samples.append_silence(gap)
 
     def _append(self, frame: "av.AudioFrame") -> None:
         """Add the samples of a frame as float32, in the rate and layout of the first one."""
         import av
 
-        assert self.buffer is not None
+        assert self.samples is not None
         input_format = (frame.format.name, frame.layout.name, frame.sample_rate)
         if input_format != self.input_format or self.resampler is None:
             layout = frame.layout.name if self.resampler is None else self.resampler.layout.name
@@ -239,12 +295,12 @@ class _Track:
             self.input_format = input_format
             self.resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.rate)
         for converted in self.resampler.resample(frame):
-            self.buffer.append(cast("NDArray[np.float32]", converted.to_ndarray()))
+            self.samples.append(cast("NDArray[np.float32]", converted.to_ndarray()))
 
     def _flush(self) -> None:
-        if self.resampler is not None and self.buffer is not None:
+        if self.resampler is not None and self.samples is not None:
             for converted in self.resampler.resample(None):
-                self.buffer.append(cast("NDArray[np.float32]", converted.to_ndarray()))
+                self.samples.append(cast("NDArray[np.float32]", converted.to_ndarray()))
 
     def _exact_end(self) -> int | None:
         """Samples without those that fill the last frame; None where the file does not count them."""
@@ -258,19 +314,18 @@ class _Track:
             ends.append(self.packets_end - (self.zero or 0.0))
         return round(min(ends) * self.rate)
 
-    def finish(self) -> Recording:
-        """Cut off what the encoder added at the end and say what went wrong on the way."""
+    def finish(self) -> Iterator["NDArray[np.float32]"]:
+        """Yield what is left, without what the encoder added at the end, and say what went wrong."""
         self._flush()
-        if self.buffer is None:
+        if self.samples is None:
             why = "; it may be protected (DRM)" if self.damaged else ""
             raise AudioError(f"not one sample could be decoded (codec {self.stream.codec_context.name}){why}")
         warnings = []
-        samples = self.buffer.samples()
         if self.seconds is not None:
             promised = self._exact_end()
-            if promised is not None and 0 < samples.shape[1] - promised <= _MAX_PADDING:
-                samples = samples[:, :promised]
-            missing = self.seconds - samples.shape[1] / self.rate
+            if promised is not None and 0 < self.samples.length - promised <= _MAX_PADDING:
+                self.samples.cut(self.samples.length - promised)
+            missing = self.seconds - self.samples.length / self.rate
             if missing > _JITTER_SECONDS or (missing > 0 and self.broke_off):
                 warnings.append(cut_short(missing, self.seconds))
         if self.broke_off and not warnings:
@@ -281,7 +336,8 @@ class _Track:
             warnings.append(f"the time stamps leave gaps, filled with silence, {at_times(self.gaps)}")
         if self.ignored_stamps:
             warnings.append(f"{self.ignored_stamps} time stamps make no sense and were ignored")
-        return Recording(samples, self.rate, tuple(warnings))
+        self.warnings = tuple(warnings)
+        yield from self.samples.take(0)
 
 
 def cut_short(missing: float, promised: float) -> str:

@@ -6,7 +6,10 @@ gives up. Only the headers of the frames tell; damage inside a frame cannot be s
 Reference: ISO/IEC 11172-3, section 2.4.1 (frame header); ISO/IEC 13818-3 for the lower sample rates.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from flasepformer.audio.window import WINDOW, Bytes
 
 _KBITS_MPEG1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBITS_MPEG2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -18,12 +21,22 @@ _RATE_DIVISOR = {3: 1, 2: 2, 0: 4}  # by version bits: MPEG 1, 2 and 2.5
 class Mp3Stream:
     """What the headers of an MP3 file tell."""
 
-    data: bytes
-    """The file, with silent frames in place of the lost ones, so that what follows keeps its time."""
+    parts: tuple[slice | bytes, ...]
+    """Of the file, with silent frames in place of the lost ones, so that what follows keeps its time; nothing
+    if none are lost."""
     lost: tuple[int, ...]
     """Samples, in the time of the decoded recording, at which frames are lost."""
     tells_length: bool
     """Whether the file says how many frames it has (Xing or Info header)."""
+
+    def repaired(self, data: Bytes) -> Iterator[bytes]:
+        """Yield the repaired file piece by piece, given what was looked at."""
+        for part in self.parts:
+            if isinstance(part, bytes):
+                yield part
+                continue
+            for start in range(part.start, part.stop, WINDOW):
+                yield data[start : min(start + WINDOW, part.stop)]
 
 
 @dataclass
@@ -35,11 +48,11 @@ class _Hole:
     """Frames found before it."""
 
 
-def repair(data: bytes) -> Mp3Stream:
+def repair(data: Bytes) -> Mp3Stream:
     """Find the places at which the frames break off and go on later, and bridge them with silence."""
     at = _find_frame(data, _end_of_tag(data, 0), None)
     if at is None:
-        return Mp3Stream(data, (), False)
+        return Mp3Stream((), (), False)
     first = data[at : at + 4]
     xing = _read_xing(data[at : at + 192].ljust(192, b"\0"), first)
     n_frames, n_bytes = 0, 0
@@ -56,19 +69,20 @@ def repair(data: bytes) -> Mp3Stream:
         else:
             break  # tags at the end, or the rest of a frame that was cut
     if not holes:
-        return Mp3Stream(data, (), xing is not None)
+        return Mp3Stream((), (), xing is not None)
     hole_bytes = sum(hole.end - hole.start for hole in holes)
     n_missing = hole_bytes * n_frames / n_bytes  # by the mean length of a frame
     if xing is not None and len(holes) <= xing.n_frames - n_frames <= 2 * n_missing + 1:
         n_missing = xing.n_frames - n_frames  # else the end is missing too
     n_leading = 0 if xing is None else xing.n_leading
-    pieces, lost, n_copied, n_added = [], [], 0, 0
+    parts: list[slice | bytes] = []
+    lost, n_copied, n_added = [], 0, 0
     for hole in holes:
         n_lost = max(1, round(n_missing * (hole.end - hole.start) / hole_bytes))
-        pieces += [data[n_copied : hole.start], n_lost * _silent_frame(first)]
+        parts += [slice(n_copied, hole.start), n_lost * _silent_frame(first)]
         lost.append(max((hole.n_frames_before + n_added) * _frame_samples(first) - n_leading, 0))
         n_copied, n_added = hole.end, n_added + n_lost
-    return Mp3Stream(b"".join([*pieces, data[n_copied:]]), tuple(lost), xing is not None)
+    return Mp3Stream((*parts, slice(n_copied, len(data))), tuple(lost), xing is not None)
 
 
 def _silent_frame(header: bytes) -> bytes:
@@ -98,7 +112,7 @@ def _read_xing(frame: bytes, header: bytes) -> _Xing | None:
     return _Xing(n_frames, _frame_samples(header) + (delay + 529 if delay else 0))
 
 
-def _find_frame(data: bytes, start: int, first: bytes | None) -> int | None:
+def _find_frame(data: Bytes, start: int, first: bytes | None) -> int | None:
     """Position of the next header that another one follows, as chance alone would not have it."""
     at = data.find(b"\xff", start)
     while at != -1:
@@ -130,7 +144,7 @@ def _frame_samples(header: bytes) -> int:
     return 1152 if header[1] >> 3 & 3 == 3 else 576
 
 
-def _end_of_tag(data: bytes, at: int) -> int:
+def _end_of_tag(data: Bytes, at: int) -> int:
     """Position behind an ID3v2 tag that begins here, else the same position."""
     header = data[at : at + 10]
     if len(header) < 10 or not header.startswith(b"ID3"):

@@ -8,11 +8,9 @@ Reference: RFC 3533 (Ogg), RFC 7845 section 4 (times in Opus).
 
 import struct
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from flasepformer.audio.window import Bytes
 
 _HEADER = struct.Struct("<4sBBqIIIB")
 _NO_TIME = -1
@@ -29,39 +27,34 @@ class LostSpan:
     n_samples: int
 
 
-def restore_time(samples: NDArray[np.float32], lost: Iterable[LostSpan]) -> NDArray[np.float32]:
-    """Put silence where samples were left out.
+@dataclass(frozen=True)
+class Pages:
+    """What the pages of an Ogg file tell."""
 
-    Args:
-        samples: (channel, time), as the decoder gave them.
-        lost: In their order in time.
+    spans: tuple[tuple[int, int], ...]
+    """First and last sample between the last good page before each fault and the first one behind it."""
+    n_samples: int
+    """At which the last page ends."""
+    ended: bool
+    """Whether the last page is marked as the last one."""
 
-    Returns:
-        (channel, time), each sample at its time again; the same array when nothing is lost.
-    """
-    pieces, at, n_inserted = [], 0, 0
-    for span in lost:
-        end = span.start - n_inserted
-        pieces += [samples[:, at:end], np.zeros((samples.shape[0], span.n_samples), np.float32)]
-        at, n_inserted = end, n_inserted + span.n_samples
-    return np.concatenate([*pieces, samples[:, at:]], axis=1) if pieces else samples
+    def lost(self, n_decoded: int) -> tuple[LostSpan, ...]:
+        """Say what a decoder that gave so many samples for the whole file has left out."""
+        missing = max(self.n_samples - n_decoded, 0)
+        spanned = sum(end - start for start, end in self.spans)
+        share = min(missing / spanned, 1) if spanned > 0 else 0.0
+        return tuple(LostSpan(start, round(share * (end - start))) for start, end in self.spans)
 
 
-def walk_pages(data: bytes, sample_rate: int, n_decoded: int) -> tuple[tuple[LostSpan, ...], bool]:
+def walk_pages(data: Bytes, sample_rate: int) -> Pages:
     """Find the pages that cannot be used.
 
     Args:
         data: The whole file.
         sample_rate: Hz, of the decoded samples.
-        n_decoded: Samples that the decoder gave for the whole file.
-
-    Returns:
-        What is lost, and whether the last page is marked as the last one.
     """
     start_time, clock = _clock(data[: 2**10], sample_rate)
-    spans: list[
-        tuple[int, int]
-    ] = []  # times of the last good page before, and the first one behind each fault
+    spans: list[tuple[int, int]] = []
     at, time, number, fault, ended = 0, 0, 0, False, False
     while (at := data.find(b"OggS", at)) != -1:
         page = _page(data, at)
@@ -76,10 +69,7 @@ def walk_pages(data: bytes, sample_rate: int, n_decoded: int) -> tuple[tuple[Los
                 spans.append((time, end))
             time, fault = end, False
         at, number, ended = at + length, page_number + 1, bool(flags & _LAST_PAGE)
-    missing = max(time - n_decoded, 0)
-    spanned = sum(end - start for start, end in spans)
-    share = min(missing / spanned, 1) if spanned > 0 else 0.0
-    return tuple(LostSpan(start, round(share * (end - start))) for start, end in spans), ended
+    return Pages(tuple(spans), time, ended)
 
 
 def _clock(head: bytes, sample_rate: int) -> tuple[int, int]:
@@ -88,7 +78,7 @@ def _clock(head: bytes, sample_rate: int) -> tuple[int, int]:
     return (int.from_bytes(head[at + 10 : at + 12], "little"), 48_000) if at != -1 else (0, sample_rate)
 
 
-def _page(data: bytes, at: int) -> tuple[int, int, int, int] | None:
+def _page(data: Bytes, at: int) -> tuple[int, int, int, int] | None:
     """Length, flags, time and number of the page that begins here, None when it is damaged."""
     header = data[at : at + _HEADER.size]
     if len(header) < _HEADER.size:

@@ -1,8 +1,14 @@
 """Change the sample rate of a waveform."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import soxr
 from numpy.typing import NDArray
+
+from flasepformer.audio.blocks import first_samples
+
+_QUALITY = "VHQ"
 
 
 def resample(waveform: NDArray[np.floating], from_rate: float, to_rate: float) -> NDArray[np.floating]:
@@ -28,9 +34,49 @@ def resample(waveform: NDArray[np.floating], from_rate: float, to_rate: float) -
     if from_rate == to_rate:
         return waveform
     n_in = waveform.shape[-1]
-    n_out = max(round(n_in * to_rate / from_rate), min(n_in, 1))
+    n_out = resampled_length(n_in, from_rate, to_rate)
     resampled = np.zeros((*waveform.shape[:-1], n_out), waveform.dtype)
     if waveform.size > 0:
-        channels = soxr.resample(waveform.reshape(-1, n_in).T, from_rate, to_rate, quality="VHQ")[:n_out]
+        channels = soxr.resample(waveform.reshape(-1, n_in).T, from_rate, to_rate, quality=_QUALITY)[:n_out]
         resampled.reshape(-1, n_out)[:, : len(channels)] = channels.T
     return resampled
+
+
+def resampled_length(n_samples: int, from_rate: float, to_rate: float) -> int:
+    """Return the samples that `resample` gives for so many."""
+    return max(round(n_samples * to_rate / from_rate), min(n_samples, 1))
+
+
+def resample_blocks(
+    blocks: Iterable[NDArray[np.float32]], n_samples: int, from_rate: float, to_rate: float
+) -> Iterator[NDArray[np.float32]]:
+    """Resample a stream as `resample` does a whole, bit by bit.
+
+    Args:
+        blocks: (channel, some time), one after the other.
+        n_samples: Length of all of them together.
+        from_rate: Their sample rate in Hz.
+        to_rate: Sample rate wanted in Hz.
+
+    Yields:
+        (channel, some time), `resampled_length(n_samples, from_rate, to_rate)` samples together.
+    """
+    if from_rate == to_rate:
+        return first_samples(blocks, n_samples)
+    resampled = _resampled(blocks, from_rate, to_rate)
+    return first_samples(resampled, resampled_length(n_samples, from_rate, to_rate))
+
+
+def _resampled(
+    blocks: Iterable[NDArray[np.float32]], from_rate: float, to_rate: float
+) -> Iterator[NDArray[np.float32]]:
+    resampler = None
+    for block in blocks:
+        n_channels = len(block)
+        resampler = resampler or soxr.ResampleStream(
+            from_rate, to_rate, n_channels, dtype="float32", quality=_QUALITY
+        )
+        yield resampler.resample_chunk(np.ascontiguousarray(block.T)).reshape(-1, n_channels).T
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.zeros((0, n_channels), np.float32), last=True)
+        yield rest.reshape(-1, n_channels).T

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from uuid import uuid4
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+
+from flasepformer.audio.blocks import regular_blocks
 
 _BLOCK = 2**16  # frames encoded at a time; libsndfile overflows its stack on long blocks of Vorbis
 _WAV_LIMIT = 2**32 - 2**16  # bytes of samples that the 32-bit sizes of WAV can hold, with room for its header
@@ -90,59 +92,135 @@ def write_audio(
         waveform: (time,) or (channel, time), finite. Within -1 and 1, but for WAV in "FLOAT".
         sample_rate: Hz.
         subtype: "FLOAT", "PCM_16" or "PCM_24", where the format has it; "auto" is FLOAT for wav, PCM_24 for
-        flac and
-            the codec itself for the others.
+            flac and the codec itself for the others.
 
     Raises:
         ValueError: When the samples cannot be written as they are; the message says what to change.
         OSError: When the file cannot be written, with the `errno` of the system (`ENOSPC` on a full disk).
-        Nothing
-            is left behind then, nor after an interruption.
+            Nothing is left behind then, nor after an interruption.
     """
-    path = Path(path)
-    audio_format = _format(path.suffix.lower().lstrip("."))
     channels = np.atleast_2d(np.asarray(waveform))
-    subtype = audio_format.subtypes[0] if subtype == "auto" else subtype
-    _check(path, channels, sample_rate, audio_format, subtype)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file to write to")
-    temporary = path.parent / f".flasepformer-{uuid4().hex}.part"
-    try:
-        with temporary.open("x+b", buffering=0) as file:
-            _encode(file, channels, sample_rate, audio_format, subtype)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _check(
-    path: Path, channels: NDArray[np.floating], sample_rate: int, audio_format: AudioFormat, subtype: str
-) -> None:
     if channels.ndim != 2 or channels.size == 0 or not np.issubdtype(channels.dtype, np.floating):
         raise ValueError(
             f"waveform must be floating point, (time,) or (channel, time), with at least one sample; got "
             f"{channels.dtype} {channels.shape}"
         )
-    if subtype not in audio_format.subtypes:
-        raise ValueError(f"{path.suffix} files hold {' or '.join(audio_format.subtypes)}, not {subtype}")
-    if channels.shape[0] > audio_format.max_channels:
-        raise ValueError(
-            f"{path.suffix} files hold at most {audio_format.max_channels} channels, got {len(channels)}"
-        )
-    if sample_rate < 1 or (nearest := audio_format.rate(sample_rate)) != sample_rate:
-        hint = f"; resample to {nearest} Hz" if sample_rate >= 1 else ""
-        raise ValueError(f"{path.suffix} files cannot have a sample rate of {sample_rate} Hz{hint}")
-    low, high = float(channels.min()), float(channels.max())  # NaN and infinity show in these two
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("waveform has samples that are not numbers (NaN or infinity)")
-    peak = max(-low, high)
-    if subtype != "FLOAT" and peak > 1:
-        raise ValueError(
-            f"the peak of {peak:.4g} would be clipped in {subtype}; multiply all tracks by one gain of at "
-            f"most {1 / peak:.4g}, or write a wav file in FLOAT"
-        )
+    blocks = (channels[:, start : start + _BLOCK] for start in range(0, channels.shape[1], _BLOCK))
+    n_channels, n_samples = channels.shape
+    target = _Target(path, n_channels, n_samples, sample_rate, subtype)
+    target.check(channels)
+    target.write(blocks)
+
+
+def write_blocks(
+    path: str | os.PathLike[str],
+    blocks: Iterable[NDArray[np.floating]],
+    n_channels: int,
+    n_samples: int,
+    sample_rate: int,
+    *,
+    subtype: str = "auto",
+) -> None:
+    """Write blocks (channel, some time), `n_samples` together, as `write_audio` writes them as a whole."""
+    _Target(path, n_channels, n_samples, sample_rate, subtype).write(blocks)
+
+
+class _Target:
+    """A file to be, of a format that can hold what is to come."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], n_channels: int, n_samples: int, sample_rate: int, subtype: str
+    ) -> None:
+        self.path = Path(path)
+        self.n_channels, self.n_samples, self.sample_rate = n_channels, n_samples, sample_rate
+        audio_format = _format(self.path.suffix.lower().lstrip("."))
+        self.subtype = audio_format.subtypes[0] if subtype == "auto" else subtype
+        if self.subtype not in audio_format.subtypes:
+            raise ValueError(
+                f"{self.path.suffix} files hold {' or '.join(audio_format.subtypes)}, not {self.subtype}"
+            )
+        if n_channels > audio_format.max_channels:
+            raise ValueError(
+                f"{self.path.suffix} files hold at most {audio_format.max_channels} channels, "
+                f"got {n_channels}"
+            )
+        if sample_rate < 1 or (nearest := audio_format.rate(sample_rate)) != sample_rate:
+            hint = f"; resample to {nearest} Hz" if sample_rate >= 1 else ""
+            raise ValueError(f"{self.path.suffix} files cannot have a sample rate of {sample_rate} Hz{hint}")
+        self.container = audio_format.container
+        n_bytes = n_channels * n_samples * _INTEGER_BITS.get(self.subtype, 32) // 8
+        if self.container == "WAV" and n_bytes > _WAV_LIMIT:
+            self.container = "RF64"
+
+    def check(self, block: NDArray[np.floating]) -> None:
+        """Raise unless samples can be written as they are."""
+        low, high = float(block.min()), float(block.max())  # NaN and infinity show in these two
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("waveform has samples that are not numbers (NaN or infinity)")
+        peak = max(-low, high)
+        if self.subtype != "FLOAT" and peak > 1:
+            raise ValueError(
+                f"the peak of {peak:.4g} would be clipped in {self.subtype}; multiply all tracks by one gain "
+                f"of at most {1 / peak:.4g}, or write a wav file in FLOAT"
+            )
+
+    def write(self, blocks: Iterable[NDArray[np.floating]]) -> None:
+        """Write the file under another name, and give it its own when it is complete."""
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path} is a folder, not a file to write to")
+        temporary = self.path.parent / f".flasepformer-{uuid4().hex}.part"
+        try:
+            with temporary.open("x+b", buffering=0) as file:
+                self._encode(file, blocks)
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _encode(self, file: BinaryIO, blocks: Iterable[NDArray[np.floating]]) -> None:
+        """Encode into an open file, in a thread of its own.
+
+        libsndfile writes by calling back, and what is raised in a call-back is lost. An interruption must not
+        come there; it only ever comes in the main thread, which makes the blocks.
+        """
+        sink = _Sink(file)
+        encoder = ThreadPoolExecutor(max_workers=1)
+        try:
+            sound = encoder.submit(self._open, sink).result()
+            for block in regular_blocks(
+                blocks, _BLOCK
+            ):  # what Vorbis makes of samples depends on their blocks
+                self.check(block)
+                samples = _in_format(block.T, self.subtype)
+                encoder.submit(_write_unless_closed, sound, sink, samples).result()
+                if sink.failure is not None:
+                    raise sink.failure
+            encoder.submit(sound.close).result()
+            if sink.failure is not None:  # in the last bytes, where libsndfile does not look
+                raise sink.failure
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
+            if sink.failure is not None:
+                raise sink.failure from None
+            raise ValueError(
+                f"libsndfile cannot write this as {self.container} {self.subtype}: {error}"
+            ) from error
+        finally:
+            sink.close()
+            encoder.shutdown(wait=False)
+        if self.container in ("WAV", "RF64"):
+            _clear_time_stamp(file)
+
+    def _open(self, sink: "_Sink") -> soundfile.SoundFile:
+        return soundfile.SoundFile(
+            sink, "w", samplerate=self.sample_rate, channels=self.n_channels, format=self.container,
+            subtype=self.subtype,
+        )  # fmt: skip
+
+
+def _write_unless_closed(sound: soundfile.SoundFile, sink: "_Sink", block: NDArray[np.generic]) -> None:
+    if not sink.closed:
+        sound.write(block)
 
 
 class _Sink:
@@ -182,50 +260,6 @@ class _Sink:
     def close(self) -> None:
         with self._lock:
             self.closed = True
-
-
-def _encode(
-    file: BinaryIO,
-    channels: NDArray[np.floating],
-    sample_rate: int,
-    audio_format: AudioFormat,
-    subtype: str,
-) -> None:
-    """Encode into an open file, in a thread of its own.
-
-    libsndfile writes by calling back, and what is raised in a call-back is lost. An interruption must not
-    come there; it only ever comes in the main thread.
-    """
-    container = audio_format.container
-    if container == "WAV" and channels.size * _INTEGER_BITS.get(subtype, 32) // 8 > _WAV_LIMIT:
-        container = "RF64"
-    sink = _Sink(file)
-    encoder = ThreadPoolExecutor(max_workers=1)
-    try:
-        encoder.submit(_feed, sink, channels, sample_rate, container, subtype).result()
-        if sink.failure is not None:  # in the last bytes, where libsndfile does not look
-            raise sink.failure
-    except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-        if sink.failure is not None:
-            raise sink.failure from None
-        raise ValueError(f"libsndfile cannot write this as {container} {subtype}: {error}") from error
-    finally:
-        sink.close()
-        encoder.shutdown(wait=False)
-    if container in ("WAV", "RF64"):
-        _clear_time_stamp(file)
-
-
-def _feed(
-    sink: _Sink, channels: NDArray[np.floating], sample_rate: int, container: str, subtype: str
-) -> None:
-    with soundfile.SoundFile(
-        sink, "w", samplerate=sample_rate, channels=len(channels), format=container, subtype=subtype
-    ) as sound:
-        for start in range(0, channels.shape[1], _BLOCK):
-            if sink.closed:
-                return
-            sound.write(_in_format(channels[:, start : start + _BLOCK].T, subtype))
 
 
 def _in_format(block: NDArray[np.floating], subtype: str) -> NDArray[np.generic]:

@@ -28,7 +28,7 @@ class Case:
     device: str = "cpu"
     """"cpu" or "cuda"."""
     precision: str = "float32"
-    """"float32", or "bf16" for bfloat16 autocast."""
+    """"float32", or "bfloat16" by autocast."""
     threads: int = 1
     """Threads of PyTorch."""
 

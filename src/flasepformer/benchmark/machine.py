@@ -38,8 +38,8 @@ class MachineRates:
     """Bytes per second read plus written by a copy."""
 
     def flops(self, precision: str) -> float | None:
-        """Return the rate in "float32" or "bf16"."""
-        return self.bf16_flops if precision == "bf16" else self.float32_flops
+        """Return the rate in "float32" or "bfloat16"."""
+        return self.bf16_flops if precision == "bfloat16" else self.float32_flops
 
 
 def device_rates(device: str, threads: int) -> MachineRates:

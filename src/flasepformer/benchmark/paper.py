@@ -6,7 +6,7 @@ Reference: Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528, meas
 from collections.abc import Sequence
 
 from flasepformer.benchmark.cases import CaseResult
-from flasepformer.benchmark.report import markdown_table
+from flasepformer.files import markdown_table
 
 PAPER_SECONDS = 30.0
 """Length of the paper's recording."""

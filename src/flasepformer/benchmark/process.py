@@ -20,6 +20,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from flasepformer.benchmark.cases import OK, OUT_OF_MEMORY, Case
+from flasepformer.errors import is_out_of_memory
 
 if TYPE_CHECKING:  # at run time it is loaded when it is measured
     import torch
@@ -33,11 +34,6 @@ LEAST_SECONDS = 0.5
 """A short pass is repeated for so long, and the median counts."""
 
 MOST_PASSES = 50
-
-_OUT_OF_MEMORY = (
-    *("allocate memory", "out of memory", "bad_alloc", "failed to map segment"),
-    "error return without exception set",
-)
 
 
 def measure_case(case: Case, memory_limit: int, count: bool) -> dict[str, Any]:
@@ -78,7 +74,7 @@ def _measure(model: "SeparationNetwork", case: Case) -> dict[str, Any]:
     sample_rate = model.sample_rate
     n_samples = round(case.seconds * sample_rate)
     mixture = 0.1 * torch.randn(1, n_samples, generator=torch.Generator().manual_seed(0)).to(case.device)
-    autocast = torch.autocast(case.device, torch.bfloat16) if case.precision == "bf16" else nullcontext()
+    autocast = torch.autocast(case.device, torch.bfloat16) if case.precision == "bfloat16" else nullcontext()
     with torch.inference_mode(), autocast:
         separate(
             model, mixture[:, : round(WARM_UP_SECONDS * sample_rate) if case.device == "cpu" else n_samples]
@@ -178,19 +174,6 @@ def process_status(key: str) -> int:
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":")), 0)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error, or what it came from, was for want of memory.
-
-    PyTorch says it on a CPU in the message only, and so does the loader of a library; what an import calls
-    may fail without any exception set, which Python makes a SystemError.
-    """
-    while error is not None:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def main() -> None:

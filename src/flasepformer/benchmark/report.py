@@ -12,6 +12,7 @@ import numpy as np
 
 from flasepformer.benchmark.cases import CaseResult
 from flasepformer.benchmark.machine import MachineRates
+from flasepformer.files import markdown_table, write_whole
 
 CSV_FILE = "benchmark.csv"
 MARKDOWN_FILE = "benchmark.md"
@@ -158,7 +159,7 @@ class Report:
         """Return one paragraph that names the machine, its rates, the versions and the command."""
         facts = [f"{name.replace('_', ' ')} {value}" for name, value in self.machine.items()]
         if self.rates:
-            products = {"float32": self.rates.float32_flops, "bf16": self.rates.bf16_flops}
+            products = {"float32": self.rates.float32_flops, "bfloat16": self.rates.bf16_flops}
             facts.append(f"device {self.rates.device}")
             facts += [f"{name} products {rate / 1e9:.0f} GFLOP/s" for name, rate in products.items() if rate]
             facts.append(f"copy {self.rates.bandwidth / 1e9:.1f} GB/s")
@@ -192,15 +193,8 @@ class Report:
             JSON_FILE: json.dumps(self.as_dict(), indent=2) + "\n",
         }
         for name, content in contents.items():
-            temporary = folder / f".{name}.part"
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(folder / name)
+            write_whole(folder / name, content)
         return [folder / name for name in contents]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _per_second(result: CaseResult) -> float | None:

@@ -19,12 +19,17 @@ from flasepformer.cli.console import print_message
 from flasepformer.cli.convert import convert
 from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
+from flasepformer.cli.export import export, verify
+from flasepformer.cli.live import live
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
 from flasepformer.cli.models import models
+from flasepformer.cli.packing import pack, unpack
+from flasepformer.cli.page import page
 from flasepformer.cli.prepare import prepare
 from flasepformer.cli.report import report
 from flasepformer.cli.separate import separate
+from flasepformer.cli.serve import serve
 from flasepformer.cli.train import train
 from flasepformer.cli.words import Command, Commands
 from flasepformer.installing import how_to_install
@@ -46,17 +51,24 @@ app = typer.Typer(
 )
 for command in (
     separate,
+    live,
+    serve,
+    page,
     models,
     download,
     convert,
     prepare,
     mixtures,
     train,
+    pack,
+    unpack,
     evaluate,
     measure,
     compare,
     report,
     benchmark,
+    export,
+    verify,
 ):
     app.command(cls=Command, context_settings=_HELP)(command)
 

@@ -3,11 +3,13 @@
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.cores import n_cores
+from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
     from flasepformer.benchmark import Case, CaseResult
@@ -33,9 +35,11 @@ def benchmark(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of PyTorch.  [default: one for each core]")
     ] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the models run.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N: where the models run.")
+    ] = "cpu",
     precision: Annotated[
-        str, typer.Option(help="float32, bf16 (bfloat16 autocast), or both with a comma.")
+        str, typer.Option(help="float32, bfloat16 (by autocast), or both with a comma.")
     ] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds over all cases; the medians count.")] = 3,
     time_limit: Annotated[
@@ -67,10 +71,16 @@ def benchmark(
 
     if (out / "benchmark.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'benchmark.csv'} exists; give --overwrite, or another --out")
+    kind, _, index = device.partition(":")
+    if kind == "mps":
+        raise typer.BadParameter("--device must be auto, cpu or cuda: memory can be measured on those")
+    if index:
+        os.environ["CUDA_VISIBLE_DEVICES"] = index  # the only one that the measuring processes see
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
     if device == "cuda" and not torch.cuda.is_available():
         print_message("error: there is no CUDA device that works on this machine; give --device cpu")
         raise typer.Exit(3)
-    n_threads = threads or len(os.sched_getaffinity(0))
+    n_threads = threads or n_cores()
     try:
         cases = _cases(models or [], lengths, peers, paper, device, _precisions(precision), n_threads)
     except CheckpointError as error:
@@ -85,7 +95,7 @@ def benchmark(
             n_rounds=repeats,
             time_limit=time_limit,
             memory_limit=None if memory_limit is None else int(memory_limit * 1e9),
-            command=_command(cases, peers, paper, precision, repeats),
+            command=_command(cases, peers, paper, ",".join(_precisions(precision, quiet=True)), repeats),
             report=_print_progress,
         )
     except OSError as error:
@@ -149,10 +159,12 @@ def _seconds(lengths: str) -> list[float]:
         ) from error
 
 
-def _precisions(names: str) -> list[str]:
-    precisions = list(dict.fromkeys(names.split(",")))
-    if not {*precisions} <= {"float32", "bf16"}:
-        raise ValueError(f"--precision must be float32, bf16 or float32,bf16, got {names!r}")
+def _precisions(names: str, *, quiet: bool = False) -> list[str]:
+    if "bf16" in names.split(",") and not quiet:
+        print_message("note: bf16 is called bfloat16 now; the old name still works")
+    precisions = list(dict.fromkeys("bfloat16" if name == "bf16" else name for name in names.split(",")))
+    if not {*precisions} <= {"float32", "bfloat16"}:
+        raise ValueError(f"--precision must be float32, bfloat16 or float32,bfloat16, got {names!r}")
     return precisions
 
 

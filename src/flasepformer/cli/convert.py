@@ -18,6 +18,9 @@ def convert(
             "--to", help='Layout to write: "flasepformer" (ours) or "modelscope" (the public release\'s).'
         ),
     ] = "flasepformer",
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the weights in half precision, in our layout.")
+    ] = False,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a published checkpoint in our format, or ours in the layout of FLASepformer's public release.
@@ -29,9 +32,11 @@ def convert(
 
     if layout not in WRITABLE_LAYOUTS:
         raise typer.BadParameter(f"--to takes one of {', '.join(WRITABLE_LAYOUTS)}, got {layout!r}")
+    if half and layout != "flasepformer":
+        raise typer.BadParameter("--half is for our own layout; leave out --to")
     try:
         obtain_published(source, accept_licence=accept_licence)
-        info = convert_checkpoint(source, folder, layout)
+        info = convert_checkpoint(source, folder, layout, half=half)
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error
     except CheckpointError as error:

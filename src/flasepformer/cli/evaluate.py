@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import sys
 import warnings
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flasepformer.cli.console import print_message, print_result
+from flasepformer.cli.cores import n_cores
 from flasepformer.cli.places import check_place
 from flasepformer.cli.published import AcceptLicence, obtain_published
 from flasepformer.cli.words import checked_device
 
 if TYPE_CHECKING:
     from flasepformer.data import MixtureSet
-    from flasepformer.evaluation import EvaluationResult, Reproduction, Summary
+    from flasepformer.evaluation import EvaluationResult, Reproduction, StreamOptions, Summary
     from flasepformer.inference import RunOptions, Separator
 
 JOURNAL_FILE = "scores.partial.jsonl"
@@ -75,6 +75,17 @@ def evaluate(
     overlap_seconds: Annotated[
         float | None, typer.Option(help="With --mode: what two chunks have in common. [default: 5]")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Score what a live listener would have heard, delay taken away.")
+    ] = False,
+    block: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=10.0, help="With --stream: seconds in a block. [default: 0.02]"),
+    ] = None,
+    delay: Annotated[
+        float | None,
+        typer.Option(help="With --stream: seconds that a model which hears the future lags. [default: 0.5]"),
+    ] = None,
     mix_dir: Annotated[
         str | None, typer.Option(help="Which folder holds the mixtures, where several do.")
     ] = None,
@@ -110,15 +121,20 @@ def evaluate(
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
     run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds)
+    if not stream and (block, delay) != (None, None):
+        raise typer.BadParameter("--block and --delay need --stream")
+    if stream and run_options is not None:
+        raise typer.BadParameter("--mode is for recordings, --stream for streams; give one of them")
 
-    from flasepformer.evaluation import describe_run, label_run
+    from flasepformer.evaluation import StreamOptions, describe_run, label_run, summarise_blocks
     from flasepformer.inference import DeviceError, OutputError
     from flasepformer.models import CheckpointError
 
+    streams = StreamOptions(block_seconds=0.02 if block is None else block, delay=delay) if stream else None
     try:
         obtain_published(name, accept_licence=accept_licence)
         result, table, run_options, reproduced = _score(
-            name, path, wanted, out, limit, run_options, jobs, mix_dir, device, overwrite
+            name, path, wanted, out, limit, run_options, streams, jobs, mix_dir, device, overwrite
         )
     except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
         print_message(f"error: {error}")
@@ -135,8 +151,11 @@ def evaluate(
             print_message(f"warning: {row.name}: {row.warnings}")
     for note, n_mixtures in result.notes.items():
         print_message(f"note: {note}; n/a in {n_mixtures} of {len(result.rows)} mixtures")
+    blocks = summarise_blocks(result.rows)
     if as_json:
-        content = {"separation": describe_run(run_options), "published": reproduced, **result.as_dict()}
+        way_taken = describe_run(run_options) if streams is None else streams.describe()
+        live = {"live": blocks} if blocks else {}
+        content = {"separation": way_taken, "published": reproduced, **live, **result.as_dict()}
         print_result(json.dumps(content, indent=2))
     else:
         for line in _table(result):
@@ -144,6 +163,8 @@ def evaluate(
         if reproduced is not None:
             for line in _beside(reproduced):
                 print_result(line)
+        if blocks:
+            print_result(_blocks(blocks))
         if way := label_run(describe_run(run_options)):
             print_result(f"mode: {way}")
         print_result(str(table))
@@ -183,6 +204,7 @@ def _score(
     out: Path,
     limit: int | None,
     run_options: "RunOptions | None",
+    streams: "StreamOptions | None",
     jobs: int | None,
     mix_dir: str | None,
     device: str,
@@ -195,6 +217,7 @@ def _score(
         describe_run,
         describe_set,
         fix_mode,
+        summarise_blocks,
         versions,
         weights_digest,
     )
@@ -207,19 +230,20 @@ def _score(
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))
-        jobs = min(_n_cores(), -(-n_mixtures // MIXTURES_PER_JOB)) if separator.device.type == "cpu" else 1
+        jobs = min(n_cores(), -(-n_mixtures // MIXTURES_PER_JOB)) if separator.device.type == "cpu" else 1
     journal = out / JOURNAL_FILE
     if overwrite:
         journal.unlink(missing_ok=True)
     result = score(
-        separator, mixtures, metrics=metrics, limit=limit, run_options=run_options, jobs=jobs,
+        separator, mixtures, metrics=metrics, limit=limit, run_options=run_options, stream=streams, jobs=jobs,
         journal=journal, progress=True,
     )  # fmt: skip
     reproduced = _published(name, mixtures, result)
     table, _ = result.write(
         out,
         model={**separator.description, "weights_sha256": weights_digest(separator.model)},
-        separation=describe_run(run_options),
+        separation=describe_run(run_options) if streams is None else streams.describe(),
+        live=summarise_blocks(result.rows),
         published=reproduced,
         mixtures=str(path),
         set={**describe_set(mixtures, path), "mix_dir": mix_dir, "limit": limit},
@@ -277,13 +301,6 @@ def load_separator(name: str, device: str) -> "Separator":
     return separator
 
 
-def _n_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
-
-
 def _table(result: "EvaluationResult") -> list[str]:
     """Return the summary of everything, a line for each metric, then a line for each group."""
     from flasepformer.evaluation import METRICS
@@ -317,6 +334,16 @@ def _line(label: str, summary: "Summary") -> list[str]:
     worse = "" if math.isnan(summary.share_worse) else f"{summary.share_worse:.1%}"
     factor = "" if math.isnan(summary.real_time_factor) else f"{summary.real_time_factor:.3f}"
     return [label, str(summary.n_mixtures), *map(_decibels, scores), worse, factor]
+
+
+def _blocks(blocks: dict[str, float]) -> str:
+    """Say how a stream kept the time."""
+    p50, p99, longest = (1000 * blocks[f"{name}_seconds"] for name in ("p50", "p99", "longest"))
+    return (
+        f"stream: delay {1000 * blocks['delay_seconds']:.0f} ms; time per block p50 {p50:.1f} ms, "
+        f"p99 {p99:.1f} ms, longest {longest:.1f} ms; {blocks['late_share']:.2%} of {blocks['n_blocks']:.0f} "
+        "blocks late"
+    )
 
 
 def _decibels(value: float) -> str:

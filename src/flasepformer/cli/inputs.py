@@ -116,8 +116,16 @@ def _same(one: Path, other: Path) -> bool:
 
 def _is_track(path: Path) -> bool:
     """Tell whether a file is a track of an earlier run, by the report beside it."""
-    track = re.fullmatch(r"(.+)_speaker\d+", path.stem, re.DOTALL)
-    return track is not None and path.with_name(f"{track[1]}_separation.json").exists()
+    from flasepformer.inference import read_report
+
+    for at in (place.start() for place in re.finditer("_", path.stem)):
+        report = path.with_name(f"{path.stem[:at]}_separation.json")
+        if report.exists() and (
+            re.fullmatch(r"speaker\d+", path.stem[at + 1 :])
+            or path.name in read_report(report).get("tracks", ())
+        ):
+            return True
+    return False
 
 
 def describe(error: Exception) -> str:

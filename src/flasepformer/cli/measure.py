@@ -26,18 +26,19 @@ def measure(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("measured"),
     conditions: Annotated[
         str | None,
-        typer.Option(help="With commas. [default: clean, noise, rooms, single, conversations]"),
+        typer.Option(help="With commas. [default: clean, noise, rooms, single, conversations, turns]"),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Clean mixtures.")] = 500,
     others: Annotated[int, typer.Option(min=1, help="Mixtures with noise, and in rooms.")] = 200,
     conversations: Annotated[int, typer.Option(min=1, help="Conversations of 2 minutes.")] = 10,
+    turns: Annotated[int, typer.Option(min=1, help="Conversations in turns, without overlap.")] = 100,
     label: Annotated[
         str | None, typer.Option(help="What the results call the model. [default: its name or folder]")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure again what is there.")] = False,
 ) -> None:
-    """Measure a model: clean, with noise, in rooms, one talker alone, in conversations; on the CPU.
+    """Measure a model: clean, with noise, in rooms, one talker alone, in conversations, in turns; on the CPU.
 
     The recordings are the same for every model and day, so the figures compare. What is measured already is
     not measured again, and a run that was cut short goes on where it was.
@@ -62,7 +63,13 @@ def measure(
             MeasuredSpeech(speech, split, noise or ()),
             out,
             conditions=wanted,
-            counts={"clean": count, "noise": others, "rooms": others, "conversations": conversations},
+            counts={
+                "clean": count,
+                "noise": others,
+                "rooms": others,
+                "conversations": conversations,
+                "turns": turns,
+            },
             jobs=jobs,
             overwrite=overwrite,
             tell=print_message,

@@ -53,6 +53,31 @@ def separate(
         bool,
         typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
     ] = False,
+    speakers: Annotated[
+        Literal["1", "2", "auto"] | None,
+        typer.Option(help="How many people talk; auto finds out. Silence where a talker is silent."),
+    ] = None,
+    segments: Annotated[
+        bool,
+        typer.Option(
+            "--segments", help="Write who spoke when: RTTM, JSON, WebVTT, Audacity labels, picture."
+        ),
+    ] = False,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="NAME=FILE: a voice that is known, with 5 s or more of it alone."),
+    ] = None,
+    activity: Annotated[
+        Literal["voices", "levels"],
+        typer.Option(help="Who speaks is told by the voices, or by the levels of the tracks alone."),
+    ] = "voices",
+    residual: Annotated[
+        bool, typer.Option("--residual", help="One more track: what belongs to nobody.")
+    ] = False,
+    floor_db: Annotated[
+        float | None,
+        typer.Option("--floor", max=0.0, help="What a silent track keeps, in dB; by default nothing."),
+    ] = None,
     mode: Annotated[
         Literal["auto", "whole", "chunks"],
         typer.Option(help="The whole recording at once, or overlapping chunks; auto: what fits."),
@@ -60,7 +85,7 @@ def separate(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Most memory for a recording, such as 800M or 4G; by default half of what is free."
+            help="Most memory for a recording of any length, such as 800M; by default half of what is free."
         ),
     ] = None,
     chunk_seconds: Annotated[float, typer.Option(min=1.0, help="Length of a chunk.")] = 30.0,
@@ -86,9 +111,9 @@ def separate(
     """Separate each recording into one file per talker, with a JSON report beside them.
 
     Tracks that exist are kept, so the same command does what is missing; a recording that was interrupted
-    starts again. Long recordings need little memory: what does not fit goes to temporary files (in TMPDIR)
-    or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 no usable model,
-    device, memory or disk, 130 interrupted.
+    starts again from its beginning. Recordings of any length need little memory: what does not fit goes to
+    temporary files (in TMPDIR) or is separated in chunks. Exit codes: 0 all done, 1 some inputs failed,
+    2 wrong usage, 3 no usable model, device, memory or disk, 130 interrupted.
     """
     if not out:
         raise typer.BadParameter("--out must name a folder, or be - for standard output")
@@ -111,6 +136,14 @@ def separate(
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
         "mix_channels": mix_channels,
     }  # fmt: skip
+    if speakers or segments or residual or floor_db is not None or names:
+        from flasepformer.conversation import Conversation, can_draw
+
+        options["finisher"] = Conversation(
+            speakers=speakers or "auto", segments=segments, timeline=segments and can_draw(),
+            residual=residual, floor_db=floor_db, activity=activity,
+            names=tuple(map(_named_file, names or ())),
+        )  # fmt: skip
     with temporary_folder() as scratch:
         # Not the scratch folder itself: that is locked, and publishing locks the folder of the tracks.
         folder = scratch / "tracks" if out == STDOUT else Path(out)
@@ -135,6 +168,13 @@ def separate(
     if as_json:
         print_result(json.dumps(run.summary(), indent=2))
     raise typer.Exit(run.exit_code)
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name.strip() or not Path(path).is_file():
+        raise typer.BadParameter(f"--name takes NAME=FILE, as in Ann=ann.wav, got {text}")
+    return name.strip(), path
 
 
 def _checked_size(text: str | None) -> int | None:
@@ -270,6 +310,8 @@ class _Run:
             for note in outcome["notes"]:
                 if f"{job.source}: {note}" not in self.told:
                     self._note(f"note: {job.source}: {note}")
+        if doubt := _doubt(outcome.get("confidence")):
+            self._note(f"unsure: {job.source}: {doubt}")
         for track in outcome["tracks"] if self.prints_tracks else ():
             print_result(track)
 
@@ -303,6 +345,16 @@ class _Run:
     def _note(self, line: str) -> None:
         if not self.quiet:
             print_message(line)
+
+
+def _doubt(confidence: dict[str, Any] | None) -> str:
+    """Name the tracks that are probably not one talker, by the report; nothing if there are none."""
+    from flasepformer.inference.confidence import UNSURE
+
+    shares = confidence["tracks"] if confidence else ()
+    low = [(n, share) for n, share in enumerate(shares, 1) if share is not None and share < UNSURE]
+    named = " and ".join(f"{n} ({share:.0%})" for n, share in low)
+    return f"track {named} may not be one talker alone" if low else ""
 
 
 def separate_one(separator: "Separator", options: "FileOptions", job: Job) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from flasepformer.data.set_making import (
     plan_mixtures,
 )
 from flasepformer.data.speech_store import SpeechStore
+from flasepformer.data.turn_taking import TurnTaking
 
 __all__ = [
     "PUBLISHED_SETS",
@@ -54,6 +55,7 @@ __all__ = [
     "SetConfig",
     "SetReport",
     "SpeechStore",
+    "TurnTaking",
     "Utterance",
     "check_disjoint",
     "check_published_set",

@@ -22,6 +22,8 @@ class Mixture(NamedTuple):
     sample_rate: int
     groups: Mapping[str, str] = {}
     """What results can be grouped by: {"sexes": "F-M", "corpora": "librispeech-vctk"}; empty if not known."""
+    turns: Sequence[tuple[int, int, int]] = ()
+    """Talker, first sample, and the sample after the last, where nobody interrupts; else empty."""
 
 
 class MixtureSet(Protocol):

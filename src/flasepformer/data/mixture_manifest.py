@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flasepformer.files import written_whole
+
 _EXCESS = "values without a column"  # where a row is longer than the header
 _COLUMNS = ("source_path", "speaker", "utterance", "sex", "corpus")  # of each source
 
@@ -40,9 +42,8 @@ def write_mixture_manifest(files: Sequence[MixtureFiles], path: str | Path) -> N
     path = Path(path)
     n_sources = len(files[0].sources)
     columns = [f"{column}_{s}" for s in range(1, n_sources + 1) for column in _COLUMNS]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     unknown = ("",) * n_sources
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "n_samples", "sample_rate", "mixture_path", "noise_path", *columns])
         for item in files:
@@ -53,7 +54,6 @@ def write_mixture_manifest(files: Sequence[MixtureFiles], path: str | Path) -> N
             for per_source in zip(tracks, *labels, strict=True):
                 row += per_source
             writer.writerow(row)
-    temporary.replace(path)
 
 
 def read_mixture_manifest(path: str | Path) -> list[MixtureFiles]:

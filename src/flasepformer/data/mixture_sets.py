@@ -20,6 +20,7 @@ from flasepformer.data.manifest import Utterance
 from flasepformer.data.mixture import Mixture, MixtureSet, read_mixture, sex_letter, talker_groups
 from flasepformer.data.mixture_manifest import MixtureFiles, is_mixture_manifest, read_mixture_manifest
 from flasepformer.data.speech_store import mono
+from flasepformer.files import written_whole
 
 T = TypeVar("T")
 _COLUMNS = ("path", "speaker", "gain_db", "start_s", "sex", "corpus")  # of each source
@@ -133,8 +134,7 @@ def write_mixture_list(specs: Sequence[MixtureSpec], path: str | Path) -> None:
     path = Path(path)
     n_sources = len(specs[0].paths)
     columns = [f"{column}_{s}" for s in range(1, n_sources + 1) for column in _COLUMNS]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *columns])
         for spec in specs:
@@ -150,7 +150,6 @@ def write_mixture_list(specs: Sequence[MixtureSpec], path: str | Path) -> None:
                 strict=True,
             )
             writer.writerow([spec.name, *itertools.chain.from_iterable(per_source)])
-    temporary.replace(path)
 
 
 def read_mixture_list(path: str | Path) -> list[MixtureSpec]:

@@ -29,6 +29,7 @@ from flasepformer.data.mixture_manifest import MixtureFiles, write_mixture_manif
 from flasepformer.data.mixture_sets import MAX_PEAK, shuffled_forever, speaker_combinations
 from flasepformer.data.simulated_rooms import draw_room, load_pyroomacoustics
 from flasepformer.data.speech_store import mono
+from flasepformer.files import write_whole, written_whole
 
 SETTINGS_FILE = "settings.json"
 TIMELINE_FILE = "timeline.csv"
@@ -227,7 +228,7 @@ def _start(folder: Path, plans: Sequence[PlannedMixture], config: SetConfig) -> 
         raise ValueError(f"{folder} is not empty and holds no set; choose another folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(path, text)
+        write_whole(path, text)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -275,18 +276,10 @@ def _files(folder: Path, row: Mapping[str, Any], kind: str) -> MixtureFiles:
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = list(rows[0]) if rows else list(_TIMELINE_COLUMNS)
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 class _Maker:
@@ -314,7 +307,7 @@ class _Maker:
             path = self.folder / track / f"{plan.name}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_audio(path, waveform, self.config.sample_rate, subtype="PCM_16")
-        _write_text(mark, json.dumps(row))
+        write_whole(mark, json.dumps(row))
         return None
 
     def _render(self, number: int, plan: PlannedMixture) -> tuple[Tracks, dict[str, Any]]:

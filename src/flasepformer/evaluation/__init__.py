@@ -30,6 +30,7 @@ from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, chec
 from flasepformer.evaluation.separating import describe_run, fix_mode, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
+from flasepformer.evaluation.streams import StreamOptions, summarise_blocks
 from flasepformer.evaluation.summary import EvaluationResult, Summary
 from flasepformer.inference import weights_digest
 
@@ -45,6 +46,7 @@ __all__ = [
     "Metric",
     "Reproduction",
     "StoredResult",
+    "StreamOptions",
     "Summary",
     "bootstrap_interval",
     "check_metrics",
@@ -66,6 +68,7 @@ __all__ = [
     "read_scores",
     "scatter_plot",
     "score_estimates",
+    "summarise_blocks",
     "versions",
     "weights_digest",
     "write_comparison",

@@ -16,6 +16,7 @@ from flasepformer.data import (
     PlannedMixture,
     SetConfig,
     SpeechStore,
+    TurnTaking,
     Utterance,
     make_mixture_list,
     make_set,
@@ -26,8 +27,8 @@ from flasepformer.data import (
 )
 from flasepformer.data.acoustics import Noise, recordings_of, rms
 
-CONDITIONS = ("clean", "noise", "rooms", "single", "conversations")
-COUNTS = {"clean": 500, "noise": 200, "rooms": 200, "conversations": 10}
+CONDITIONS = ("clean", "noise", "rooms", "single", "conversations", "turns")
+COUNTS = {"clean": 500, "noise": 200, "rooms": 200, "conversations": 10, "turns": 100}
 """Recordings of each condition but `single`, which takes every one there is."""
 SEED = 0
 """Of every set, so that figures of different models and days compare."""
@@ -129,6 +130,11 @@ class MeasuredSpeech:
         facts: dict[str, Any] = {"split": self.split, "sample_rate": sample_rate}
         if condition == "single":
             return single_talkers(utterances, sample_rate), facts
+        if condition == "turns":
+            turns = TurnTaking(SpeechStore.load(utterances, sample_rate), count)
+            facts |= {"seconds": turns.seconds, "turn_seconds": turns.turn_seconds,
+                      "pause_seconds": list(turns.pause_seconds), "overlap": 0.0}  # fmt: skip
+            return turns, facts
         facts["seed"] = SEED
         if condition == "rooms":
             config = SetConfig(

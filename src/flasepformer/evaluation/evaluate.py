@@ -16,6 +16,7 @@ from flasepformer.evaluation.rows import N_DECIMALS, EvaluationRow
 from flasepformer.evaluation.scoring import check_metrics, score_estimates, why_not_applicable
 from flasepformer.evaluation.separating import Separate, describe_run, fix_mode, separation_by, share_memory
 from flasepformer.evaluation.statistics import mean
+from flasepformer.evaluation.streams import StreamedSeparation, StreamOptions
 from flasepformer.evaluation.summary import EvaluationResult
 from flasepformer.inference import RunOptions, SeparationError, Separator, weights_digest
 from flasepformer.inference.workers import WorkerDied, map_in_processes
@@ -29,6 +30,7 @@ def evaluate(
     metrics: Collection[str] = ("sdr",),
     limit: int | None = None,
     run_options: RunOptions | None = None,
+    stream: StreamOptions | None = None,
     jobs: int = 1,
     journal: str | Path | None = None,
     progress: bool = False,
@@ -47,6 +49,8 @@ def evaluate(
         limit: Score only the first so many mixtures.
         run_options: How recordings go through the model, e.g. `{"mode": "chunks"}`. Several jobs share the
             memory that one recording may take when nobody says how much.
+        stream: Play every mixture as a stream, instead; scored is what a live listener would have heard, with
+            the delay taken away.
         jobs: Processes, of one thread each. With 1, this process does the work.
         journal: File that takes each row as soon as it is known. If it holds rows of the same evaluation, cut
             short, they are not computed again; the files of the set must be as they were.
@@ -64,8 +68,15 @@ def evaluate(
         )
     check_metrics(metrics)
     names = list(mixtures.names[:limit])
+    if stream is not None and run_options is not None:
+        raise ValueError("a mixture goes through the model as a stream or as a recording, not both")
     run_options = fix_mode(model, run_options)
-    separate = separation_by(model, share_memory(run_options, min(jobs, len(names))))
+    if stream is not None:
+        separate: Separate = StreamedSeparation(
+            model.model if isinstance(model, Separator) else model, stream
+        )
+    else:
+        separate = separation_by(model, share_memory(run_options, min(jobs, len(names))))
     rows: list[EvaluationRow] = []
     written = None
     if journal is not None:
@@ -75,7 +86,7 @@ def evaluate(
             "config": repr(getattr(network, "config", None)),  # not all of it shows in the weights
             "mixtures or files": set_digest(mixtures),
             "metrics": sorted(metrics),
-            "mode": describe_run(run_options),
+            "mode": describe_run(run_options) if stream is None else stream.describe(),
             "device": next(network.parameters()).device.type,
             "versions": versions(metrics),
         }
@@ -118,7 +129,7 @@ def _score(
     try:
         item = mixtures[index]
         started = time.perf_counter()
-        estimates, warnings = separate(item)
+        estimates, warnings, live = separate(item)
         compute_seconds = time.perf_counter() - started
         scores = score_estimates(estimates, item, metrics)
         return EvaluationRow(
@@ -130,6 +141,7 @@ def _score(
             },
             groups=dict(item.groups),
             warnings="; ".join(warnings),
+            live=dict(live),
             notes=tuple(filter(None, (why_not_applicable(metric, item) for metric in metrics))),
         )
     except (ValueError, OSError, SeparationError) as error:

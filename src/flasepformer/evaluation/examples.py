@@ -106,7 +106,7 @@ def _example(why: str, index: int, ways: Sequence[Separate], mixtures: MixtureSe
     end = round(MAX_SECONDS * item.sample_rate)
     estimates, improvements = [], []
     for separate in ways:
-        tracks, _ = separate(item)
+        tracks = separate(item).estimates
         improvements.append(score_estimates(tracks, item)["si_snr_improvement"])
         order = best_permutation(pairwise(si_snr, tracks, with_missing_sources(item.sources, len(tracks))))
         tracks = at_mixture_level(reorder(tracks, order), item.mixture)

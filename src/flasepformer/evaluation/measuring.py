@@ -22,6 +22,7 @@ from flasepformer.evaluation.conditions import CONDITIONS, COUNTS, MeasuredSpeec
 from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.provenance import names_digest, versions
 from flasepformer.evaluation.separating import describe_run
+from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import TABLE_FILE, Summary
 from flasepformer.files import markdown_table, write_whole
@@ -31,7 +32,11 @@ MODELS_FILE = "models.json"
 """Labels of the models that were measured last; the tables are about these."""
 PERCENTILES = (10, 25, 50, 75, 90)
 """Of the level of the other track."""
-_METRICS: dict[str, tuple[str, ...]] = {"single": ("leakage",), "conversations": ("sdr", "confusion")}
+_METRICS: dict[str, tuple[str, ...]] = {
+    "single": ("leakage",),
+    "conversations": ("sdr", "confusion"),
+    "turns": ("turns",),
+}
 _RUN_OPTIONS: dict[str, RunOptions] = {"conversations": {"mode": "whole"}}
 """Conversations are separated as users' recordings are; all else goes straight through the network."""
 _PAIRINGS = {"same sex": "same sex", "mixed sex": "mixed sex", "": "sex not known of one or both"}
@@ -152,7 +157,9 @@ def write_tables(out: Path) -> list[Path]:
     tables = []
     if "conversations" in stored:
         tables.append(_confusion_table(stored["conversations"]))
-    if pairs := {key: value for key, value in stored.items() if key != "single"}:
+    if "turns" in stored:
+        tables.append(_turns_table(stored["turns"]))
+    if pairs := {key: value for key, value in stored.items() if key not in ("single", "turns")}:
         tables.append(_pairs_table(pairs, groups))
     if "single" in stored:
         tables.append(_single_table(stored["single"]))
@@ -175,7 +182,7 @@ def write_tables(out: Path) -> list[Path]:
 
 def _groups(condition: str, result: StoredResult) -> dict[str, Summary]:
     """Return the summary of everything, then of each pairing of sexes that there is."""
-    pairings = result.grouped().get("pairing", {}) if condition != "single" else {}
+    pairings = result.grouped().get("pairing", {}) if condition not in ("single", "turns") else {}
     named = {label: pairings[key] for key, label in _PAIRINGS.items() if key in pairings}
     return {"all": result.summary(), **named}
 
@@ -195,6 +202,8 @@ def _rows(
             }
             if condition == "single":
                 row |= _leak(result)
+            elif condition == "turns":
+                row |= _turns(result)
             else:
                 low, high = summary.interval["si_snr_improvement"]
                 mean = summary.mean
@@ -226,6 +235,18 @@ def _leak(result: StoredResult) -> dict[str, float]:
         "leak_loudest": max(leaks),
         "share_of_leaks_above_minus_20": statistics.mean(leak > -20 for leak in leaks),
         "own_track_si_snr_median": statistics.median(kept),
+    }
+
+
+def _turns(result: StoredResult) -> dict[str, float]:
+    """Return the share of the turns on the wrong track, and of the conversations without such a turn."""
+    wrong = [row.mean("turns") for row in result.rows]
+    low, high = bootstrap_interval(wrong)
+    return {
+        "wrong_turns": statistics.mean(wrong),
+        "wrong_turns_low": low,
+        "wrong_turns_high": high,
+        "share_without_wrong_turns": statistics.mean(share == 0 for share in wrong),
     }
 
 
@@ -280,6 +301,19 @@ def _confusion_table(results: Sequence[StoredResult]) -> str:
         mean = summary.mean
         cells = [_decibels(mean["si_snr_improvement"]), f"{mean['confusion']:.1%}"]
         lines.append([result.facts["model"]["name"], str(summary.n_mixtures), *cells])
+    return markdown_table(header, lines)
+
+
+def _turns_table(results: Sequence[StoredResult]) -> str:
+    header = ["conversations in turns, without overlap", "number", "turns on the wrong track", "95 %",
+              "conversations with none"]  # fmt: skip
+    lines = []
+    for result in results:
+        turns = _turns(result)
+        low, high = turns["wrong_turns_low"], turns["wrong_turns_high"]
+        interval = "" if math.isnan(low) else f"{low:.1%} to {high:.1%}"
+        shares = [f"{turns['wrong_turns']:.1%}", interval, f"{turns['share_without_wrong_turns']:.0%}"]
+        lines.append([result.facts["model"]["name"], str(len(result.rows)), *shares])
     return markdown_table(header, lines)
 
 

@@ -5,7 +5,6 @@ The page holds everything itself, runs no script and fetches nothing: its conten
 
 import base64
 import math
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import BytesIO
@@ -24,6 +23,7 @@ from flasepformer.evaluation.statistics import known
 from flasepformer.evaluation.stored import StoredResult
 from flasepformer.evaluation.style import STYLE
 from flasepformer.evaluation.summary import Summary
+from flasepformer.files import write_whole
 
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
@@ -41,14 +41,8 @@ def write_report(path: str | Path, results: Sequence[StoredResult], examples: Se
         ImportError: There are examples, and matplotlib is missing.
         OSError: The file cannot be written.
     """
-    path = Path(path)
     page = render_report(results, examples)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="surrogateescape")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, page.encode(errors="surrogateescape"))
 
 
 def render_report(results: Sequence[StoredResult], examples: Sequence[Example] = ()) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from flasepformer.evaluation.scoring import METRICS, Scores
 from flasepformer.evaluation.statistics import mean
@@ -35,6 +36,8 @@ class EvaluationRow:
     """What may have gone wrong in its separation."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """Why a metric has no value for such a recording, in sentences; the table holds only that it has none."""
+    live: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Of a stream: its delay, and how long its blocks took; not in the table."""
 
     def mean(self, metric: str) -> float:
         """Average one of `METRICS` over the talkers to whom it applies; nan if there is none."""

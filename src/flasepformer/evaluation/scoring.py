@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from flasepformer.audio import explaining_gains
 from flasepformer.data import Mixture
-from flasepformer.inference.levels import explaining_gains
 from flasepformer.installing import how_to_install
 from flasepformer.metrics import (
     LIMIT_DB,
@@ -23,6 +23,7 @@ from flasepformer.metrics import (
     talker_confusion,
     why_no_estoi,
     why_no_pesq,
+    wrong_turns,
 )
 
 Scores = dict[str, tuple[float, ...]]
@@ -50,6 +51,7 @@ METRICS = {
     "pesq": Metric("PESQ", "MOS"),
     "estoi": Metric("ESTOI", ""),
     "confusion": Metric("confusion", "share", lower_is_better=True, per_source=False),
+    "turns": Metric("wrong turns", "share", lower_is_better=True, per_source=False),
     "leakage": Metric("leakage", "dB", lower_is_better=True, per_source=False),
     "mixture_si_snr": Metric("mixture SI-SNR"),
     "mixture_sdr": Metric("mixture SDR"),
@@ -60,7 +62,7 @@ METRICS = {
 }
 """Everything a row can hold; `mixture_...` is the score of the mixture itself, taken for every estimate."""
 
-EXTRA_METRICS = ("sdr", "sir", "sar", "pesq", "estoi", "confusion", "leakage")
+EXTRA_METRICS = ("sdr", "sir", "sar", "pesq", "estoi", "confusion", "turns", "leakage")
 """What can be asked for beside the SI-SNR."""
 
 _PACKAGES = {
@@ -102,6 +104,8 @@ def why_not_applicable(metric: str, item: Mixture) -> str:
 
     Empty if nothing stands against it.
     """
+    if metric == "turns" and not item.turns:
+        return "the set does not say who speaks when"
     why = {"pesq": why_no_pesq, "estoi": why_no_estoi}.get(metric)
     return why(len(item.mixture), item.sample_rate) if why else ""
 
@@ -142,10 +146,13 @@ def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] =
             scores[metric] = score.masked_fill(score > _PERFECT_DB, torch.nan)
     for metric in {"si_snr", "sdr"} & scores.keys():
         scores[f"{metric}_improvement"] = scores[metric] - scores[f"mixture_{metric}"]
-    if {"confusion", "leakage"} & {*metrics}:
+    if {"confusion", "turns", "leakage"} & {*metrics}:
         tracks = at_mixture_level(estimates, item.mixture)
     if "confusion" in metrics:
         scores["confusion"] = talker_confusion(tracks, sources, item.sample_rate)[None]
+    if "turns" in metrics:
+        wrong = wrong_turns(tracks, item.turns) / len(item.turns) if item.turns else torch.nan
+        scores["turns"] = torch.tensor([wrong])
     if "leakage" in metrics:
         one_talker = int(sources.any(-1).sum()) == 1
         scores["leakage"] = leakage_db(tracks, item.mixture)[None].where(torch.tensor(one_talker), torch.nan)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ class Separated(NamedTuple):
     """(source, time), on the CPU, in the model's own order."""
     warnings: tuple[str, ...] = ()
     """What may have gone wrong, in sentences."""
+    live: Mapping[str, Any] = MappingProxyType({})
+    """Of a stream: its delay, and how long its blocks took; see `summarise_blocks`."""
 
 
 Separate = Callable[[Mixture], Separated]
@@ -45,7 +48,8 @@ def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions 
     if run_options is None:
         return partial(_through_network, model)
     network = _network_of(model)
-    return partial(_as_recording, Separator(network, next(network.parameters()).device, **run_options))
+    fixed: RunOptions = {**run_options, "shorter_chunks": False}  # scores must not depend on the memory
+    return partial(_as_recording, Separator(network, next(network.parameters()).device, **fixed))
 
 
 def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:

@@ -1,9 +1,9 @@
 """Separate recordings: a file or an array goes in, one track per talker comes out.
 
 `Separator` holds a model on a device and does all that a recording needs around it: mixing down, resampling,
-silence, levels, files. `RunOptions` say how a long one goes through the model, within how much memory.
-`pick_device` chooses where to run; `OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell
-what went wrong.
+silence, levels, files. `StreamingSeparator` does the same for a stream while it comes. `RunOptions` say how a
+long one goes through the model, within how much memory. `pick_device` chooses where to run;
+`OutputError`, `DeviceError`, `SeparationError` and `NotEnoughMemory` tell what went wrong.
 """
 
 from flasepformer.inference.devices import DeviceError, pick_device
@@ -19,13 +19,9 @@ from flasepformer.inference.outputs import (
 )
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.precisions import pick_precision
-from flasepformer.inference.separator import (
-    FileOptions,
-    Progress,
-    SeparationReport,
-    Separator,
-    best_weights,
-)
+from flasepformer.inference.reports import SeparationReport
+from flasepformer.inference.separator import FileOptions, Progress, Separator, best_weights
+from flasepformer.inference.streaming import StateError, StreamingSeparator
 
 __all__ = [
     "AlreadySeparated",
@@ -39,6 +35,8 @@ __all__ = [
     "SeparationError",
     "SeparationReport",
     "Separator",
+    "StateError",
+    "StreamingSeparator",
     "best_weights",
     "growing_folder",
     "parse_size",

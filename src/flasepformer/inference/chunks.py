@@ -8,18 +8,29 @@ with either side, the longest stretch that the model can have seen together with
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flasepformer.inference.levels import explaining_gains
+from flasepformer.audio import StoredSignals, explaining_gains
 from flasepformer.metrics import best_permutation
 
 DOUBTFUL_MARGIN = 0.2
 """Joins whose margin is smaller may have swapped two talkers."""
 
 Samples = NDArray[np.float32]
+
+
+class Signals(Protocol):
+    """Samples that are read where they are needed."""
+
+    @property
+    def n_samples(self) -> int: ...
+
+    def read(self, first: int, last: int) -> Samples:
+        """Return (signal, last - first), not to be changed in place."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +62,20 @@ def plan_chunks(n_samples: int, chunk_length: int, overlap: int) -> list[int]:
 
 def separate_in_chunks(
     separate: Callable[[Samples], Samples],
-    mixture: Samples,
-    n_sources: int,
+    mixture: Signals,
+    tracks: StoredSignals,
     chunk_length: int,
     overlap: int,
     *,
     silence: float = 0.0,
     progress: Callable[[float], None] = lambda share: None,
-) -> tuple[Samples, list[Join]]:
+) -> list[Join]:
     """Separate chunk by chunk and fade from each to the next.
 
     Args:
         separate: The model: mixture (time,) to estimates (source, time).
-        mixture: (time,).
-        n_sources: Estimates that the model gives.
+        mixture: One signal.
+        tracks: Receives the estimates, each of a level that explains the mixture best.
         chunk_length: Samples in a chunk; a mixture that is not longer is separated as a whole.
         overlap: Samples that two chunks have in common, at least, and over which they are faded; at most half
             a chunk.
@@ -72,15 +83,16 @@ def separate_in_chunks(
         progress: Told the share that is done after every chunk.
 
     Returns:
-        Estimates (source, time), each of a level that explains the mixture best, and the joins between chunks
-        that are not silent.
+        The joins between chunks that are not silent.
     """
-    starts = plan_chunks(len(mixture), chunk_length, overlap)
+    n_samples, n_sources = tracks.n_samples, tracks.n_signals
+    starts = plan_chunks(n_samples, chunk_length, overlap)
     if len(starts) == 1:
-        return separate(mixture), []
+        tracks.write(0, separate(mixture.read(0, n_samples)[0]))
+        return []
 
     def separate_from(start: int) -> Samples | None:
-        chunk = mixture[start : start + chunk_length]
+        chunk = mixture.read(start, start + chunk_length)[0]
         if _peak(chunk) <= silence:
             return None
         estimates = separate(chunk)
@@ -90,26 +102,25 @@ def separate_in_chunks(
     def match(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
         if min(_peak(tracks), _peak(estimates)) <= silence:
             return list(range(n_sources)), 0.0
-        return _match(tracks, estimates)
+        return match_tracks(tracks, estimates)
 
     def match_across(estimates: Samples, start: int, stop: int) -> tuple[list[int], float]:
         """Match estimates from `start` on with the tracks, which end at `stop`, by a chunk across both."""
-        first = min(max((start + stop - chunk_length) // 2, 0), len(mixture) - chunk_length)
+        first = min(max((start + stop - chunk_length) // 2, 0), n_samples - chunk_length)
         bridge = separate_from(first)
         if bridge is None:
             return list(range(n_sources)), 0.0
-        order, margin = match(tracks[:, first:stop], bridge[:, : stop - first])
+        order, margin = match(tracks.read(first, stop), bridge[:, : stop - first])
         common = bridge[order, start - first :]
         order, other_margin = match(common, estimates[:, : common.shape[1]])
         return order, min(margin, other_margin)
 
-    tracks = np.zeros((n_sources, len(mixture)), np.float32)
     joins: list[Join] = []
     stop, anybody_heard = 0, False
     for index, start in enumerate(starts):
         estimates = separate_from(start)
         if estimates is not None and anybody_heard:
-            order, margin = match(tracks[:, start:stop], estimates[:, : stop - start])
+            order, margin = match(tracks.read(start, stop), estimates[:, : stop - start])
             if margin < DOUBTFUL_MARGIN:
                 across = match_across(estimates, start, stop)
                 order, margin = max((order, margin), across, key=lambda matched: matched[1])
@@ -119,10 +130,10 @@ def separate_in_chunks(
         _fade_in(tracks, estimates, start, stop, overlap)
         stop = start + chunk_length
         progress((index + 1) / len(starts))
-    return tracks, joins
+    return joins
 
 
-def _match(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
+def match_tracks(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
     """Order estimates as the tracks of the same time, all (source, time); return the order and its margin."""
     scale = np.sqrt(_energy(tracks) * _energy(estimates))
     scores = estimates.astype(np.float64) @ tracks.T.astype(np.float64) / scale  # (estimate, track)
@@ -133,18 +144,20 @@ def _match(tracks: Samples, estimates: Samples) -> tuple[list[int], float]:
     return order, float(lost[np.triu_indices(len(lost), 1)].min())
 
 
-def _fade_in(tracks: Samples, estimates: Samples | None, start: int, stop: int, overlap: int) -> None:
+def _fade_in(tracks: StoredSignals, estimates: Samples | None, start: int, stop: int, overlap: int) -> None:
     """Go over from the tracks, which end at `stop`, to estimates that begin at `start`; None is silence."""
     first = max(start, (start + stop - overlap) // 2)
     last = min(stop, first + overlap)
-    weights = np.sin(np.linspace(0, np.pi / 2, last - first + 2)[1:-1]).astype(np.float32) ** 2
-    following = 0 if estimates is None else estimates[:, first - start : last - start]
-    # Not a (1 - w) + b w: this way samples that are equal stay as they are, to the last bit.
-    tracks[:, first:last] += weights * (following - tracks[:, first:last])
-    if estimates is None:
-        tracks[:, last:stop] = 0
-    else:
-        tracks[:, last : start + estimates.shape[1]] = estimates[:, last - start :]
+    if last > first:
+        weights = np.sin(np.linspace(0, np.pi / 2, last - first + 2)[1:-1]).astype(np.float32) ** 2
+        before = tracks.read(first, last)
+        following = 0 if estimates is None else estimates[:, first - start : last - start]
+        # Not a (1 - w) + b w: this way samples that are equal stay as they are, to the last bit.
+        tracks.write(first, before + weights * (following - before))
+    if estimates is not None:
+        tracks.write(last, estimates[:, last - start :])
+    elif stop > last:
+        tracks.write(last, np.zeros((tracks.n_signals, stop - last), np.float32))
 
 
 def _peak(samples: Samples) -> float:

@@ -16,9 +16,12 @@ from flasepformer.models import SeparationNetwork, SepReformer, TFLocoformer
 SAMPLE_BYTES = 4
 """Of float32, in which all samples and features are."""
 
+WORK_BYTES = 20_000_000
+"""Blocks of samples on their way from the file to the model, and from there to the tracks."""
+
 _LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
 _SEPREFORMER_LIVE = 36  # tensors as large as a piece of the talkers' features that exist at a time
-_TFLOCOFORMER_LIVE = 3  # and as large as the widest that a piece turns into
+_TFLOCOFORMER_LIVE = 8  # and as large as the widest that a piece turns into
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Need:
     """What a recording takes while it goes through a model."""
 
     memory_bytes: int
-    """Most memory at a time, beside the model and the mixture."""
+    """Most memory at a time, beside the model."""
     disk_bytes: int = 0
     """Room in temporary files."""
 
@@ -36,24 +39,30 @@ def goes_in_pieces(model: nn.Module) -> bool:
     return isinstance(model, SeparationNetwork) and model.in_pieces
 
 
-def need_in_pieces(model: SeparationNetwork, n_samples: int, frame_bytes: int | None) -> Need:
-    """Estimate the exact pass in pieces.
+def signal_bytes(n_sources: int, n_samples: int) -> int:
+    """Return what the mixture and the estimates of a recording take, in memory or on disk."""
+    return (1 + n_sources) * n_samples * SAMPLE_BYTES
+
+
+def need_in_pieces(
+    model: SeparationNetwork, n_samples: int, frame_bytes: int | None, piece_length: int | None = None
+) -> Need:
+    """Estimate the exact pass in pieces, without the mixture and the estimates.
 
     Args:
         model: A network.
         n_samples: Length of the mixture at the model's sample rate.
         frame_bytes: Memory for what is kept between two sweeps, the rest goes to files; None sets no limit.
+        piece_length: Frames in a piece; by default what suits the device.
     """
-    counted = model.rehearse(n_samples, limit_bytes=frame_bytes)
-    at_the_end = (2 + 3 * model.n_sources) * n_samples * SAMPLE_BYTES  # estimates made, kept, multiplied
-    memory_bytes = max(need_beside_frames(model, n_samples) + counted.peak_bytes, at_the_end)
-    return Need(memory_bytes, counted.file_bytes)
+    counted = model.rehearse(n_samples, limit_bytes=frame_bytes, piece_length=piece_length)
+    beside = need_beside_frames(model, n_samples, piece_length)
+    return Need(beside + counted.peak_bytes, counted.file_bytes)
 
 
-def need_beside_frames(model: SeparationNetwork, n_samples: int) -> int:
+def need_beside_frames(model: SeparationNetwork, n_samples: int, piece_length: int | None = None) -> int:
     """Estimate the memory of the exact pass without what is kept between two sweeps."""
-    signals = (2 + model.n_sources) * n_samples * SAMPLE_BYTES  # the mixture at its level, the estimates
-    return signals + _piece_bytes(model, n_samples)
+    return WORK_BYTES + _piece_bytes(model, n_samples, piece_length)
 
 
 def need_as_a_whole(model: nn.Module, n_samples: int) -> Need | None:
@@ -61,9 +70,9 @@ def need_as_a_whole(model: nn.Module, n_samples: int) -> Need | None:
     return need_in_pieces(model, n_samples, None) if isinstance(model, SeparationNetwork) else None
 
 
-def _piece_bytes(model: SeparationNetwork, n_samples: int) -> int:
+def _piece_bytes(model: SeparationNetwork, n_samples: int, piece_length: int | None) -> int:
     """Estimate what exists for one piece of time only."""
-    n_frames = min(model.n_frames(n_samples), model.piece_length(torch.device("cpu")))
+    n_frames = min(model.n_frames(n_samples), piece_length or model.piece_length(torch.device("cpu")))
     n_values = 0
     if isinstance(model, SepReformer):
         config = model.config

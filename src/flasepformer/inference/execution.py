@@ -4,17 +4,26 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flasepformer.inference.chunks import Join, separate_in_chunks
+from flasepformer.audio import StoredSignals
+from flasepformer.errors import is_out_of_memory
+from flasepformer.inference.chunks import Join, Signals, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
-from flasepformer.inference.plans import Mode, Plan, Planner, full_disk, spill_folder
+from flasepformer.inference.plans import (
+    Mode,
+    Plan,
+    Planner,
+    SeparationError,
+    full_disk,
+    spill_folder,
+)
 from flasepformer.models import SeparationNetwork, separate
 from flasepformer.running import FrameMemory
 
@@ -28,14 +37,18 @@ class RunOptions(TypedDict, total=False):
     """"whole": every recording with all its past and future, in exact pieces of time where the attention is
     linear. "chunks": in overlapping chunks. "auto": the whole, but in chunks where it does not fit."""
     memory: int | str | None
-    """Most memory for one recording, beside the program and the model: bytes, or such as "800M" and "4G"; by
-    default half of what is free. Never more than is free."""
+    """Most memory for one recording, however long, beside the program and the model: bytes, or such as "800M"
+    and "4G"; by default half of what is free. Never more than is free; what does not fit goes to temporary
+    files."""
     chunk_seconds: float
     """Length of a chunk, 30 by default."""
     overlap_seconds: float
     """What two chunks have in common, at most half a chunk; 5 by default."""
     precision: Precision
     """Of the model's arithmetic, "float32" by default. What overflows in float16 is done again in float32."""
+    shorter_chunks: bool
+    """Halve chunks for which there is too little memory, as by default; otherwise the recording is refused,
+    and the result never depends on the memory."""
 
 
 @dataclass
@@ -44,8 +57,8 @@ class Passage:
 
     plan: Plan
     device: torch.device
-    estimates: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """(source, time)."""
+    estimates: StoredSignals = field(default_factory=lambda: StoredSignals(0, 0))
+    """One signal for each source."""
     joins: list[Join] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -62,6 +75,7 @@ class ModelRunner:
         chunk_seconds: Length of a chunk.
         overlap_seconds: What two chunks have in common.
         precision: Of the model's arithmetic.
+        shorter_chunks: Whether chunks that do not fit are halved.
 
     Raises:
         DeviceError: The device cannot be used.
@@ -78,6 +92,7 @@ class ModelRunner:
         chunk_seconds: float = 30.0,
         overlap_seconds: float = 5.0,
         precision: Precision = "float32",
+        shorter_chunks: bool = True,
     ) -> None:
         for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
             if value not in get_args(kinds):
@@ -89,7 +104,8 @@ class ModelRunner:
                 f"overlap_seconds must be above 0 and at most half a chunk ({chunk_seconds / 2:g} s), "
                 f"got {overlap_seconds}"
             )
-        limit = None if memory is None else parse_size(memory)
+        limit = self.memory = None if memory is None else parse_size(memory)
+        """Most bytes for one recording."""
         self.precision = precision
         self.device = pick_device(device)
         self.sample_rate, self.n_sources = model.sample_rate, model.n_sources
@@ -98,15 +114,15 @@ class ModelRunner:
         chunk_length, overlap = (
             round(seconds * self.sample_rate) for seconds in (chunk_seconds, overlap_seconds)
         )
-        self._planner = Planner(self._original, mode, limit, chunk_length, overlap)
+        self._planner = Planner(self._original, mode, limit, chunk_length, overlap, shorter_chunks)
 
-    def plan(self, n_samples: int, *, held_bytes: int = 0, after_bytes: int = 0) -> Plan:
+    def plan(self, n_samples: int, *, held_bytes: int = 0) -> Plan:
         """Decide how a mixture goes through the model on its device; see `Planner.plan`."""
-        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes, after_bytes=after_bytes)
+        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes)
 
     def run(
         self,
-        mixture: NDArray[np.float32],
+        mixture: Signals,
         plan: Plan,
         *,
         silence: float = 0.0,
@@ -115,7 +131,7 @@ class ModelRunner:
         """Get a mixture through the model; what fails for want of memory is tried again with less.
 
         Args:
-            mixture: (time,), at the model's sample rate.
+            mixture: One signal, at the model's sample rate.
             plan: What `plan` says.
             silence: Peak up to which sound is no speech.
             progress: Told the share that is done.
@@ -130,67 +146,98 @@ class ModelRunner:
                 self._execute(passage, mixture, silence, progress)
                 return passage
             except (RuntimeError, MemoryError) as error:
-                if not _ran_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 failed = passage.device.type
-            self._go_on_with_less(passage, len(mixture))
+            self._go_on_with_less(passage, mixture.n_samples)
             passage.warnings.append(f"{failed} ran out of memory; {self._describe(passage)}")
 
     def _execute(
+        self, passage: Passage, mixture: Signals, silence: float, progress: Callable[[float], None]
+    ) -> None:
+        plan, folder = passage.plan, spill_folder()
+        try:
+            estimates = passage.estimates = StoredSignals(
+                self.n_sources, mixture.n_samples, folder if plan.signals_on_disk else None
+            )
+            if plan.way == "chunks":
+                passage.joins = separate_in_chunks(
+                    lambda chunk: self._forward(passage, chunk), mixture, estimates, plan.chunk_length,
+                    plan.overlap, silence=silence, progress=progress,
+                )  # fmt: skip
+            elif plan.way == "whole":
+                estimates.write(0, self._forward(passage, mixture.read(0, mixture.n_samples)[0]))
+            else:
+                self._attempt(passage, lambda model: self._go_through(passage, model, mixture, progress))
+        except OSError as error:
+            raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error
+
+    def _go_through(
         self,
         passage: Passage,
-        mixture: NDArray[np.float32],
-        silence: float,
+        model: SeparationNetwork,
+        mixture: Signals,
         progress: Callable[[float], None],
-    ) -> None:
-        plan = passage.plan
-        if plan.way == "chunks":
-            passage.estimates, passage.joins = separate_in_chunks(
-                lambda chunk: self._forward(passage, chunk, separate),
-                mixture, self.n_sources, plan.chunk_length, plan.overlap, silence=silence, progress=progress,
-            )  # fmt: skip
-        elif plan.way == "whole":
-            passage.estimates = self._forward(passage, mixture, separate)
-        else:
-            folder = spill_folder()
-            memory = FrameMemory(plan.frame_bytes, folder)
-            try:
-                passage.estimates = self._forward(
-                    passage, mixture, lambda model, batch: model.separate_in_pieces(batch, memory, progress)
-                )
-            except OSError as error:
-                raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error
+    ) -> bool:
+        """Write the estimates down as they come, unless one is not finite; return whether all are."""
+        plan, first = passage.plan, 0
+        samples = _OnDevice(mixture, passage.device)
+        memory = FrameMemory(plan.frame_bytes, spill_folder())
+        pieces = model.estimates_in_pieces(samples, memory, progress, piece_length=plan.piece_length)
+        for piece in pieces:
+            estimates = piece[0].float().cpu()
+            if not _is_finite(estimates):
+                return False
+            passage.estimates.write(first, estimates.numpy())
+            first += estimates.shape[-1]
+        return True
 
-    def _forward(
-        self, passage: Passage, mixture: NDArray[np.float32], call: Callable[[Any, Tensor], Tensor]
-    ) -> NDArray[np.float32]:
-        """Call the model; again on the CPU if the device fails, again in float32 if numbers overflow."""
-        batch = torch.from_numpy(mixture)[None]
+    def _forward(self, passage: Passage, mixture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Let the model separate a mixture (time,) as a whole; return (source, time)."""
+        batch, made = torch.from_numpy(mixture)[None], list[Tensor]()
 
-        def attempt(precision: Precision) -> Tensor:
+        def call(model: SeparationNetwork) -> bool:
+            made[:] = [separate(model, batch.to(passage.device))[0].float().cpu()]
+            return _is_finite(made[0])
+
+        self._attempt(passage, call)
+        return made[0].numpy()
+
+    def _attempt(self, passage: Passage, call: Callable[[SeparationNetwork], bool]) -> None:
+        """Use the model; again on the CPU if the device fails, again in float32 if numbers overflow.
+
+        Args:
+            passage: Where, and what is to be said.
+            call: Tells whether all numbers were finite.
+        """
+
+        def attempt(precision: Precision) -> bool:
             device = passage.device
             low = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
             with torch.inference_mode(), low:
-                return call(_on(device, self.model, self._original), batch.to(device))[0].float().cpu()
+                return call(_on(device, self.model, self._original))
 
-        def attempt_anywhere(precision: Precision) -> Tensor:
+        def attempt_anywhere(precision: Precision) -> bool:
             try:
                 return attempt(precision)
             except RuntimeError as error:  # an operation or the device itself is missing
-                if passage.device.type == "cpu" or _ran_out_of_memory(error):
+                if passage.device.type == "cpu" or is_out_of_memory(error):
                     raise
                 reason = str(error).split("\n")[0]
                 passage.warnings.append(f"{passage.device} failed ({reason}); going on on the CPU")
                 passage.device = torch.device("cpu")
             return attempt(precision)
 
-        estimates = attempt_anywhere(self.precision)
-        if self.precision != "float32" and not _is_finite(estimates):
+        finite = attempt_anywhere(self.precision)
+        if not finite and self.precision != "float32":
             warning = f"numbers overflowed in {self.precision}; that part was done again in float32"
             if warning not in passage.warnings:
                 passage.warnings.append(warning)
-            estimates = attempt_anywhere("float32")
-        return estimates.numpy()
+            finite = attempt_anywhere("float32")
+        if not finite:
+            raise SeparationError(
+                "the model's answer is not finite; its weights are damaged or do not suit it"
+            )
 
     def _go_on_with_less(self, passage: Passage, n_samples: int) -> None:
         """Change the plan to one that takes less memory, or else the device to the CPU."""
@@ -213,16 +260,23 @@ class ModelRunner:
         return f"going on{where} with temporary files" if plan.frame_bytes == 0 else f"going on{where}"
 
 
+class _OnDevice:
+    """A mixture as the networks read it: (1, some time) on a device."""
+
+    def __init__(self, mixture: Signals, device: torch.device) -> None:
+        self._mixture, self._device = mixture, device
+        self.n_samples = mixture.n_samples
+
+    def read(self, first: int, last: int) -> Tensor:
+        return torch.from_numpy(self._mixture.read(first, last)).to(self._device)
+
+
 def _on(device: torch.device, *models: SeparationNetwork) -> SeparationNetwork:
     """Return the first of equal models that is on the device, or else a copy of the last."""
     for model in models:
         if all(parameter.device == device for parameter in model.parameters()):
             return model
     return copy.deepcopy(models[-1]).to(device)
-
-
-def _ran_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def _is_finite(x: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 _OPTION_WORDS = {"mix_channels": "mixing of channels", "chunk_seconds": "length of chunks",
-                 "overlap_seconds": "overlap of chunks"}  # fmt: skip
+                 "overlap_seconds": "overlap of chunks", "finisher": "way to finish the tracks"}  # fmt: skip
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -70,4 +70,6 @@ def difference(
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Levels: what counts as silence, how loud the talkers are, how loud a track must be."""
+"""Levels: what counts as silence, and how loud the talkers are."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,94 +8,103 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.floating[Any]]
 
+MODEL_RMS = 10 ** (-23 / 20)
+"""Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
+
 SILENCE_PEAK = 1e-4
 """-80 dBFS: three steps of a 16-bit recording, just above its dither. Nothing louder than this is speech."""
 
-MAX_CONDITION = 100.0
-"""Estimates more alike than this (two of them: correlation 0.98) leave their single gains undetermined."""
 
-MAX_TRACK_LEVEL = 2.0
-"""A track this many times as loud as the mixture can only be cancelled by another one."""
-
-_BLOCK = 1 << 20  # samples widened to float64 at once, so that a long recording is never copied whole
-
-
-def explaining_gains(mixture: Samples, estimates: Samples) -> NDArray[np.float64]:
-    """Return the gains with which the sum of the estimates explains the mixture best, by least squares.
-
-    The scale of an estimate means nothing to a model trained for SI-SNR, nor does its polarity: a negative
-    gain puts it right. Where the estimates are too alike for single gains (`MAX_CONDITION`), or would cancel
-    each other (`MAX_TRACK_LEVEL`), all get one common gain, the best that keeps them below that level.
+class TalkingLevel:
+    """Measures how loud a recording is without its pauses, block by block.
 
     Args:
-        mixture: (time,).
-        estimates: (source, time), zero-mean or nearly so.
-
-    Returns:
-        (source,). The sum of the estimates times these gains is never further from the mixture than without
-        them, unless `MAX_TRACK_LEVEL` had to cut the common gain.
+        block_length: Samples in each block whose loudness counts.
     """
-    n_sources, n_samples = estimates.shape
-    gram = np.zeros((n_sources + 1, n_sources + 1))
-    for start in range(0, n_samples, _BLOCK):
-        block = np.vstack([estimates[:, start : start + _BLOCK], mixture[start : start + _BLOCK]]).astype(
-            np.float64
-        )
-        gram += block @ block.T
-    norms = np.sqrt(gram.diagonal())
-    heard = np.flatnonzero(norms[:-1] > 0)
-    gains = np.zeros(n_sources)
-    if heard.size == 0 or norms[-1] == 0:
-        return gains
-    correlation = gram[np.ix_(heard, heard)] / np.outer(norms[heard], norms[heard])
-    if np.linalg.cond(correlation) <= MAX_CONDITION:
-        levels = np.linalg.solve(correlation, gram[heard, -1] / (norms[heard] * norms[-1]))
-        if np.abs(levels).max() <= MAX_TRACK_LEVEL:
-            gains[heard] = levels * norms[-1] / norms[heard]
-            return gains
-    limit = MAX_TRACK_LEVEL * norms[-1] / norms[heard].max()
-    energy_of_sum = max(gram[:-1, :-1].sum(), np.finfo(np.float64).tiny)
-    gains[heard] = np.clip(gram[:-1, -1].sum() / energy_of_sum, -limit, limit)
-    return gains
+
+    def __init__(self, block_length: int) -> None:
+        self._blocks = _Blocks(block_length)
+        self._energies: list[NDArray[np.float64]] = []
+
+    def add(self, waveform: Samples) -> None:
+        """Take the next samples (time,)."""
+        self._energies.append(self._blocks.reduce(waveform, _energies).astype(np.float64))
+
+    def rms(self) -> float:
+        """Return the root mean square over the blocks at most 40 dB below the loudest one."""
+        n_rest = self._blocks.n_waiting
+        energies = np.concatenate([*self._energies, self._blocks.rest(_energies)])
+        lengths = np.full(len(energies), self._blocks.length)
+        if n_rest:
+            lengths[-1] = n_rest
+        talking = energies / lengths >= 1e-4 * (energies / lengths).max()
+        return float(np.sqrt(energies[talking].sum() / lengths[talking].sum()))
 
 
-def talking_rms(waveform: Samples, block_length: int) -> float:
-    """Return the root mean square without the pauses: over the blocks at most 40 dB below the loudest one.
+class SilenceFinder:
+    """Finds where nothing reaches a threshold for more than a second, less 50 ms beside each sound.
 
     Args:
-        waveform: (time,), not empty.
-        block_length: Samples in each block.
-    """
-    starts = np.arange(0, len(waveform), block_length)
-    energies = _reduce_blocks(
-        waveform, block_length, lambda part, at: np.add.reduceat(np.square(part, dtype=np.float64), at)
-    )
-    lengths = np.diff(starts, append=len(waveform))
-    talking = energies / lengths >= 1e-4 * (energies / lengths).max()
-    return float(np.sqrt(energies[talking].sum() / lengths[talking].sum()))
-
-
-def silent_spans(waveform: Samples, sample_rate: int, *, threshold: float) -> list[slice]:
-    """Find where nothing reaches the threshold for more than a second, less 50 ms beside each sound.
-
-    Args:
-        waveform: (time,), not empty.
         sample_rate: In Hz; sounds are found in blocks of 10 ms.
         threshold: Peak from which on a block counts as sound.
     """
-    block_length, margin = max(1, sample_rate // 100), sample_rate // 20
-    starts = np.arange(0, len(waveform), block_length)
-    peaks = _reduce_blocks(waveform, block_length, lambda part, at: np.maximum.reduceat(np.abs(part), at))
-    loud = starts[peaks >= threshold]
-    begins = np.concatenate([[0], loud + block_length + margin])
-    ends = np.concatenate([loud - margin, [len(waveform)]])
-    return [slice(int(a), int(b)) for a, b in zip(begins, ends, strict=True) if b - a > sample_rate]
+
+    def __init__(self, sample_rate: int, threshold: float) -> None:
+        self._blocks = _Blocks(max(1, sample_rate // 100))
+        self._margin, self._shortest, self._threshold = sample_rate // 20, sample_rate, threshold
+        self._begin = 0  # of the silence that goes on
+        self._spans: list[slice] = []
+
+    def add(self, waveform: Samples) -> None:
+        """Take the next samples (time,)."""
+        first = self._blocks.n_samples - self._blocks.n_waiting
+        self._take(first, self._blocks.reduce(waveform, _peaks))
+
+    def spans(self) -> list[slice]:
+        """Return the silent samples, in order."""
+        self._take(self._blocks.n_samples - self._blocks.n_waiting, self._blocks.rest(_peaks))
+        return [*self._spans, *self._long([self._begin], [self._blocks.n_samples])]
+
+    def _take(self, first: int, peaks: Samples) -> None:
+        loud = first + self._blocks.length * np.flatnonzero(peaks >= self._threshold)
+        if loud.size:
+            begins = [self._begin, *(loud + self._blocks.length + self._margin)]
+            self._spans += self._long(begins[:-1], list(loud - self._margin))
+            self._begin = int(begins[-1])
+
+    def _long(self, begins: list[int], ends: list[int]) -> list[slice]:
+        return [slice(int(a), int(b)) for a, b in zip(begins, ends, strict=True) if b - a > self._shortest]
 
 
-def _reduce_blocks(
-    waveform: Samples, block_length: int, reduce: Callable[[Samples, NDArray[np.intp]], Samples]
-) -> Samples:
-    """Reduce every block to a number, without a second copy of a long recording."""
-    n_at_once = max(1, _BLOCK // block_length) * block_length
-    parts = (waveform[start : start + n_at_once] for start in range(0, len(waveform), n_at_once))
-    return np.concatenate([reduce(part, np.arange(0, len(part), block_length)) for part in parts])
+class _Blocks:
+    """Reduces every so many samples to one number; what does not fill a block waits for the next samples."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.n_samples = 0
+        self._waiting: Samples = np.zeros(0, np.float32)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def reduce(self, waveform: Samples, reduce: Callable[[Samples], Samples]) -> Samples:
+        """Return a number for every block that is now full."""
+        self.n_samples += len(waveform)
+        waveform = np.concatenate([self._waiting, waveform])
+        n_full = len(waveform) // self.length
+        self._waiting = waveform[n_full * self.length :].copy()
+        return reduce(waveform[: n_full * self.length].reshape(n_full, self.length))
+
+    def rest(self, reduce: Callable[[Samples], Samples]) -> Samples:
+        """Return the number of the last block, which is not full; nothing if there is none."""
+        waiting, self._waiting = self._waiting, self._waiting[:0]
+        return reduce(waiting[None]) if len(waiting) else np.zeros(0)
+
+
+def _energies(blocks: Samples) -> NDArray[np.float64]:
+    return np.einsum("bt,bt->b", blocks, blocks, dtype=np.float64)
+
+
+def _peaks(blocks: Samples) -> Samples:
+    return np.abs(blocks).max(axis=1) if len(blocks) else np.zeros(0)

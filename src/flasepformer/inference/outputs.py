@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flasepformer.errors import FlasepformerError
+from flasepformer.inference.identity import read_report
 from flasepformer.temporary import temporary_folder
 
 try:
@@ -37,6 +38,8 @@ class Outputs:
 
     tracks: tuple[Path, ...]
     report: Path
+    files: tuple[Path, ...] = ()
+    """Others beside them, such as labels."""
 
     def check_absent(self, difference: Callable[[Path], str | None]) -> None:
         """Raise unless none of the files exists.
@@ -50,15 +53,29 @@ class Outputs:
             OutputExists: They are of another separation; or only some exist: an earlier run was cut off
                 just then, or they are somebody else's.
         """
-        there = [path for path in (*self.tracks, self.report) if os.path.lexists(path)]
+        there = [path for path in (*self.tracks, *self.files, self.report) if os.path.lexists(path)]
         if not there:
             return
         ways = "overwrite them, add a suffix, or choose another folder"
-        if len(there) < len(self.tracks) + 1:
+        made = self._made()
+        if made is None or not all(os.path.lexists(path) for path in (*made.tracks, *made.files)):
             raise OutputExists(f"{there[0]} exists, but not all of {self.report.name} and its tracks; {ways}")
         if reason := difference(self.report):
             raise OutputExists(f"{self.report} and its tracks exist, but {reason}; {ways}")
-        raise AlreadySeparated(self)
+        raise AlreadySeparated(made)
+
+    def _made(self) -> "Outputs | None":
+        """Return what the report that is there says was made; it may be fewer tracks than were possible."""
+        report = read_report(self.report)
+        if not report:
+            return None if not os.path.lexists(self.report) else self
+        folder = self.report.parent
+        tracks, files = report.get("tracks", [path.name for path in self.tracks]), report.get("files", [])
+        return Outputs(
+            tuple(folder / Path(str(name)).name for name in tracks),
+            self.report,
+            tuple(folder / Path(str(name)).name for name in files),
+        )
 
 
 class OutputExists(FlasepformerError, FileExistsError):
@@ -90,19 +107,31 @@ def portable_name(name: str) -> str:
     return f"_{name}" if _RESERVED.fullmatch(name) else name
 
 
-def plan_outputs(folder: Path, name: str, n_tracks: int, extension: str) -> Outputs:
+def plan_outputs(
+    folder: Path, name: str, labels: Sequence[str], extension: str, endings: Sequence[str] = ()
+) -> Outputs:
     """Name the files of one separation: `talk_speaker1.wav`, `talk_speaker2.wav`, `talk_separation.json`.
 
     A name too long for the file system is cut, and told from others by eight digits of its hash.
+
+    Args:
+        folder: Where they go.
+        name: How their names begin.
+        labels: Of the tracks.
+        extension: Of the tracks, without the dot.
+        endings: Of other files beside them.
     """
     name = portable_name(name)
-    longest = max(len(f"_speaker{n_tracks}.{extension}"), len("_separation.json"))
+    labels = [portable_name(label) for label in labels]
+    ends = [f"_{label}.{extension}" for label in labels] + ["_separation.json", *endings]
+    longest = max(len(os.fsencode(end)) for end in ends)
     raw = os.fsencode(name)
     if len(raw) + longest > MAX_NAME_BYTES:
         kept = raw[: MAX_NAME_BYTES - longest - 9].decode(errors="ignore")
         name = f"{kept}~{hashlib.sha256(raw).hexdigest()[:8]}"
-    tracks = tuple(folder / f"{name}_speaker{index}.{extension}" for index in range(1, n_tracks + 1))
-    return Outputs(tracks, folder / f"{name}_separation.json")
+    tracks = tuple(folder / f"{name}_{label}.{extension}" for label in labels)
+    files = tuple(folder / f"{name}{ending}" for ending in endings)
+    return Outputs(tracks, folder / f"{name}_separation.json", files)
 
 
 @contextmanager
@@ -132,16 +161,19 @@ def publish(
     *,
     overwrite: bool,
     difference: Callable[[Path], str | None] = lambda report: None,
+    obsolete: Sequence[Path] = (),
 ) -> None:
     """Give the finished files their final names, report last; other runs into the same folder wait meanwhile.
 
     An interrupt takes effect when all are in place: a thread moves them, and signals reach the main one.
 
     Args:
-        grown: The finished tracks and then the report, on the same file system as their final names.
+        grown: The finished tracks, the other files, and then the report, on the same file system as their
+            final names.
         outputs: Their final names.
         overwrite: Replace what is there; otherwise raise as `Outputs.check_absent` does.
         difference: See there.
+        obsolete: Files of an earlier run that go when their place is taken, unless they are made anew.
     """
 
     def move() -> None:
@@ -149,8 +181,10 @@ def publish(
             if not overwrite:
                 outputs.check_absent(difference)
             outputs.report.unlink(missing_ok=True)  # no report, no complete separation
-            for source, target in zip(grown, (*outputs.tracks, outputs.report), strict=True):
+            for source, target in zip(grown, (*outputs.tracks, *outputs.files, outputs.report), strict=True):
                 source.replace(target)
+            for path in set(obsolete) - {*outputs.tracks, *outputs.files} if overwrite else ():
+                path.unlink(missing_ok=True)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(move).result()

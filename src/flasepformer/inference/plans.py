@@ -12,11 +12,13 @@ import torch
 from flasepformer.errors import FlasepformerError
 from flasepformer.inference.estimates import (
     SAMPLE_BYTES,
+    WORK_BYTES,
     Need,
     goes_in_pieces,
     need_as_a_whole,
     need_beside_frames,
     need_in_pieces,
+    signal_bytes,
 )
 from flasepformer.inference.memory import USABLE_SHARE, format_size, free_memory
 from flasepformer.inference.outputs import OutputError
@@ -24,6 +26,12 @@ from flasepformer.models import SeparationNetwork
 
 MIN_CHUNK_SECONDS = 4.0
 """Chunks are not halved below this for want of memory: it is as much as models hear at a time in training."""
+
+SMALLEST_PIECES = 8
+"""Pieces may be so many times shorter than what is fastest, for want of memory."""
+
+SIGNAL_SHARE = 0.25
+"""Of the memory beside the pieces that mixture and estimates may take before they go to the disk."""
 
 Mode = Literal["auto", "whole", "chunks"]
 Way = Literal["pieces", "whole", "chunks"]
@@ -44,8 +52,12 @@ class Plan:
     way: Way
     need: Need | None
     """What that takes; None where nobody knows."""
+    signals_on_disk: bool = False
+    """Whether mixture and estimates are in temporary files."""
     frame_bytes: int | None = None
     """In pieces: memory for what is kept between two sweeps; the rest goes to files."""
+    piece_length: int | None = None
+    """In pieces: frames in each, where they are smaller than what is fastest."""
     chunk_length: int = 0
     overlap: int = 0
     reason: str = ""
@@ -61,42 +73,54 @@ class Planner:
         memory: Most bytes for one recording; None takes a share of what is free.
         chunk_length: Samples in a chunk.
         overlap: Samples that two chunks have in common.
+        shorter_chunks: Halve chunks that do not fit; otherwise the recording is refused.
     """
 
     def __init__(
-        self, model: SeparationNetwork, mode: Mode, memory: int | None, chunk_length: int, overlap: int
+        self,
+        model: SeparationNetwork,
+        mode: Mode,
+        memory: int | None,
+        chunk_length: int,
+        overlap: int,
+        shorter_chunks: bool = True,
     ) -> None:
         self._model = model
         self._mode = mode
         self._memory = memory
         self._chunk_length = chunk_length
         self._overlap = overlap
+        self._shorter_chunks = shorter_chunks
         self._sample_rate, self._n_sources = model.sample_rate, model.n_sources
 
-    def plan(
-        self, n_samples: int, device: torch.device, *, held_bytes: int = 0, after_bytes: int = 0
-    ) -> Plan:
+    def plan(self, n_samples: int, device: torch.device, *, held_bytes: int = 0) -> Plan:
         """Decide how a mixture goes through the model, and estimate what that takes.
+
+        What does not fit in memory goes to temporary files: first the mixture and the estimates, which are
+        read a few times only.
 
         Args:
             n_samples: Length of the mixture at the model's sample rate.
             device: Where.
-            held_bytes: What the recording takes already.
-            after_bytes: What will be needed on top of that when the model has done its part.
+            held_bytes: What the recording and its tracks take beside that.
 
         Raises:
             NotEnoughMemory: Not in any way that the mode allows.
             OutputError: The disk has no room for what the memory does not hold, and the mode is "whole".
         """
-        usable = self._usable_bytes(torch.device("cpu"), held_bytes)
-        if after_bytes > usable:
-            raise self.shortage(after_bytes, usable, n_samples)
-        if device.type == "cuda":
-            usable = self._usable_bytes(device, 0)
+        here = self._usable_bytes(torch.device("cpu"), held_bytes)
+        if held_bytes and here <= 0:
+            raise self.shortage(held_bytes + WORK_BYTES, here + held_bytes, n_samples)
+        there = self._usable_bytes(device, 0) if device.type == "cuda" else here
+        plan = self._plan(n_samples, there, device)
+        return self._with_signals(plan, n_samples, here, device)
+
+    def _plan(self, n_samples: int, usable: float, device: torch.device) -> Plan:
+        """Plan without the mixture and the estimates, but such that there is some memory left for them."""
         if self._mode == "chunks":
             return self._plan_chunks(n_samples, usable)
         if goes_in_pieces(self._model):
-            return self._plan_pieces(n_samples, usable)
+            return self._plan_pieces(n_samples, usable, device)
         need = need_as_a_whole(self._model, n_samples)
         if need is None and (self._mode == "whole" or n_samples <= self._chunk_length):
             return Plan(way="whole", need=None)
@@ -112,6 +136,19 @@ class Planner:
             )
         return self._plan_chunks(n_samples, usable, reason)
 
+    def _with_signals(self, plan: Plan, n_samples: int, usable: float, device: torch.device) -> Plan:
+        """Find room for the mixture and the estimates."""
+        if plan.need is None:
+            return plan
+        n_bytes, need = signal_bytes(self._n_sources, n_samples), plan.need
+        taken = WORK_BYTES if device.type == "cuda" else need.memory_bytes
+        if taken + n_bytes <= usable:
+            return replace(plan, need=replace(need, memory_bytes=need.memory_bytes + n_bytes))
+        need = replace(need, disk_bytes=need.disk_bytes + n_bytes)
+        if need.disk_bytes > shutil.disk_usage(spill_folder()).free:
+            raise full_disk(need.disk_bytes, spill_folder())
+        return replace(plan, need=need, signals_on_disk=True)
+
     def leaner(self, plan: Plan, n_samples: int) -> Plan | None:
         """Return a plan that takes less memory than one that has failed, if there is one."""
         if plan.way == "chunks":
@@ -119,17 +156,20 @@ class Planner:
         if plan.way == "whole":
             if self._mode == "whole" or n_samples <= self._chunk_length:
                 return None
-            return Plan(way="chunks", need=None, chunk_length=self._chunk_length, overlap=self._overlap)
-        if plan.frame_bytes == 0:
+            return replace(
+                plan, way="chunks", need=None, chunk_length=self._chunk_length, overlap=self._overlap
+            )
+        if plan.frame_bytes == 0 and plan.signals_on_disk:
             return None
-        need = need_in_pieces(self._model, n_samples, 0)
+        need = need_in_pieces(self._model, n_samples, 0, plan.piece_length)
+        need = replace(need, disk_bytes=need.disk_bytes + signal_bytes(self._n_sources, n_samples))
         if need.disk_bytes > shutil.disk_usage(spill_folder()).free:
             return None
-        return replace(plan, need=need, frame_bytes=0)
+        return replace(plan, need=need, frame_bytes=0, signals_on_disk=True)
 
-    def _plan_pieces(self, n_samples: int, usable: float) -> Plan:
+    def _plan_pieces(self, n_samples: int, usable: float, device: torch.device) -> Plan:
         """Plan the exact pass; or chunks, if even its least does not fit and the mode allows them."""
-        least = need_beside_frames(self._model, n_samples)
+        piece_length, least = self._piece_length(n_samples, usable, device)
         if least > usable:
             if self._mode == "whole":
                 raise self.shortage(least, usable, n_samples)
@@ -138,11 +178,16 @@ class Planner:
                 f"{format_size(usable)} may be used"
             )
             return self._plan_chunks(n_samples, usable, reason)
-        frame_bytes = None if usable == math.inf else int(usable - least)
-        need = need_in_pieces(self._model, n_samples, frame_bytes)
+        n_bytes = signal_bytes(self._n_sources, n_samples)
+        need = need_in_pieces(self._model, n_samples, None, piece_length)
+        frame_bytes = None
+        if need.memory_bytes + n_bytes > usable:  # the signals stay in memory where they are small against it
+            few = n_bytes if n_bytes <= SIGNAL_SHARE * (usable - least) else 0
+            frame_bytes = int(usable - least - few)
+            need = need_in_pieces(self._model, n_samples, frame_bytes, piece_length)
         free = shutil.disk_usage(spill_folder()).free
         if need.disk_bytes <= free:
-            return Plan(way="pieces", need=need, frame_bytes=frame_bytes)
+            return Plan(way="pieces", need=need, frame_bytes=frame_bytes, piece_length=piece_length)
         if self._mode == "whole":
             raise full_disk(need.disk_bytes, spill_folder())
         reason = (
@@ -151,8 +196,22 @@ class Planner:
         )
         return self._plan_chunks(n_samples, usable, reason)
 
+    def _piece_length(self, n_samples: int, usable: float, device: torch.device) -> tuple[int | None, int]:
+        """Return the largest pieces that fit, None for those that are fastest; and the least memory then."""
+        least = need_beside_frames(self._model, n_samples)
+        if device.type != "cpu":
+            return None, least
+        fastest = length = self._model.piece_length(device)
+        while least > usable and length >= 2 * fastest // SMALLEST_PIECES:
+            length //= 2
+            least = need_beside_frames(self._model, n_samples, length)
+        return (None if length == fastest else length), least
+
     def _plan_chunks(self, n_samples: int, usable: float, reason: str = "") -> Plan:
         """Plan chunks, shorter ones than wanted if those do not fit."""
+        n_bytes = signal_bytes(self._n_sources, n_samples)
+        if n_bytes > shutil.disk_usage(spill_folder()).free:
+            usable -= n_bytes  # mixture and estimates stay in memory
         plan: Plan | None = Plan(
             way="chunks", need=None, chunk_length=self._chunk_length, overlap=self._overlap, reason=reason
         )
@@ -161,15 +220,15 @@ class Planner:
             need = need_as_a_whole(self._model, chunk_length)
             if need is None:
                 return plan
-            kept = 0 if chunk_length == n_samples else n_samples + 2 * chunk_length
-            memory_bytes = need.memory_bytes + kept * self._n_sources * SAMPLE_BYTES
+            kept = 0 if chunk_length == n_samples else 2 * self._n_sources * chunk_length * SAMPLE_BYTES
+            memory_bytes = need.memory_bytes + kept
             if memory_bytes <= usable:
                 return replace(plan, need=Need(memory_bytes))
             plan = self._halved(plan)
         raise self.shortage(memory_bytes, usable, n_samples)
 
     def _halved(self, plan: Plan) -> Plan | None:
-        if plan.chunk_length < 2 * MIN_CHUNK_SECONDS * self._sample_rate:
+        if not self._shorter_chunks or plan.chunk_length < 2 * MIN_CHUNK_SECONDS * self._sample_rate:
             return None
         return replace(plan, chunk_length=plan.chunk_length // 2, overlap=plan.overlap // 2, need=None)
 
@@ -178,8 +237,8 @@ class Planner:
         known = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
         free = math.inf if known is None else float(known)
         if self._memory is None:
-            return USABLE_SHARE * free
-        return max(0, min(self._memory - held_bytes, free))
+            return USABLE_SHARE * free - held_bytes
+        return min(self._memory, free) - held_bytes
 
     def shortage(self, need: int | None, usable: float | None, n_samples: int) -> NotEnoughMemory:
         """Say how much a recording needs, and how much there is, where they are known."""

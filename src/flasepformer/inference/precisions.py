@@ -42,17 +42,25 @@ def pick_precision(
     if precision == "float32":
         return precision, ()
     chosen = pick_device(device)
+    return judge_precision(
+        precision, slowdown(chosen, "bfloat16" if precision == "auto" else precision), chosen
+    )
+
+
+def judge_precision(
+    precision: Precision | Literal["auto"], times: float, device: torch.device
+) -> tuple[Precision, tuple[str, ...]]:
+    """Decide as `pick_precision` does, given that half precision takes so many times as long as float32."""
     if precision == "auto":
-        return ("bfloat16" if slowdown(chosen, "bfloat16") < WORTHWHILE else "float32"), ()
-    times = slowdown(chosen, precision)
+        return ("bfloat16" if times < WORTHWHILE else "float32"), ()
     if times >= UNUSABLE:
         raise DeviceError(
-            f"{precision} is only emulated on {chosen}, {times:.0f} times slower than float32 or more; "
+            f"{precision} is only emulated on {device}, {times:.0f} times slower than float32 or more; "
             "use float32, or auto"
         )
     if times > SLOWER:
         return precision, (
-            f"{precision} is only emulated on {chosen}, {times:.1f} times slower than float32",
+            f"{precision} is only emulated on {device}, {times:.1f} times slower than float32",
         )
     return precision, ()
 

@@ -1,48 +1,61 @@
 """Separate a recording, as an array or as a file, into one track per talker."""
 
-import json
 import math
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-import flasepformer
 from flasepformer.audio import (
+    KEPT_BYTES,
     WRITABLE_FORMATS,
-    allowed_rate,
-    mix_down,
-    read_audio,
-    resample,
+    ArrayStream,
+    AudioError,
+    RecordingFile,
     talkers_have_channels,
-    write_audio,
+    write_blocks,
 )
 from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
-from flasepformer.inference.estimates import SAMPLE_BYTES
+from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES
 from flasepformer.inference.execution import ModelRunner, RunOptions
+from flasepformer.inference.finishing import Finished, Finisher
+from flasepformer.inference.hearing import OneChannel, Survey, hear, survey
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
-from flasepformer.inference.levels import SILENCE_PEAK, explaining_gains, silent_spans, talking_rms
+from flasepformer.inference.levels import SILENCE_PEAK
 from flasepformer.inference.memory import format_size
-from flasepformer.inference.outputs import explain_write_failure, growing_folder, plan_outputs, publish
-from flasepformer.inference.plans import Plan, SeparationError
+from flasepformer.inference.outputs import (
+    Outputs,
+    explain_write_failure,
+    growing_folder,
+    plan_outputs,
+    publish,
+)
+from flasepformer.inference.plans import Plan, full_disk, spill_folder
 from flasepformer.inference.precisions import pick_precision
+from flasepformer.inference.reports import SeparationReport
+from flasepformer.inference.tracks import (
+    ChannelTracks,
+    FinishedTracks,
+    SeparatedTracks,
+    SilentTracks,
+    Tracks,
+    fit_format,
+)
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
-
-MODEL_RMS = 10 ** (-23 / 20)
-"""Level of every mixture that a model gets: that of two talkers at -26 dBFS each, as in training."""
 
 MIN_SAMPLE_RATE = 2000
 """In Hz; a recording below it holds nothing above 1 kHz, so no speech to tell apart."""
@@ -59,17 +72,22 @@ RANDOM_WEIGHTS = (
     "has random weights, so its tracks hold nothing but noise; train it first, or name a checkpoint"
 )
 
-MAX_PEAK = 1e30
-"""Largest sample taken; beyond it, float32 has no room left for the tracks."""
-
 NOTABLE_BYTES = 500_000_000
 """From this much memory on, a note says how much is needed."""
 
 MAX_TIMES = 10
 """Times that a warning lists; the report has all."""
 
-INTEGER_PEAK = 0.999
-"""Peak of tracks that had to be turned down for a format that clips at 1."""
+READING_SHARE = 0.05
+"""Of the work, each of the two sweeps over the recording that come before the model."""
+
+MODEL_SHARE = 0.8
+
+FINISHING_FROM = 0.92
+"""Share of the work that is done when a finisher begins."""
+
+WRITING_FROM = 0.95
+"""Share of the work that is done when the tracks are written."""
 
 _SUBTYPES = {"auto": "auto", "float": "FLOAT", "pcm16": "PCM_16", "pcm24": "PCM_24"}
 
@@ -79,128 +97,6 @@ Progress = Callable[[str, float], None]
 """Called with what begins now, and the share of the work that is done, from 0 to 1."""
 
 Waveform = TypeVar("Waveform", NDArray[Any], Tensor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeparationReport:
-    """What was done to one file; written as JSON beside its tracks."""
-
-    input: str
-    """The recording, as it was named."""
-    content: dict[str, Any]
-    """Of the recording: its size in "bytes" and its "sha256"."""
-    tracks: tuple[Path, ...]
-    """One file per talker."""
-    seconds: float
-    """Length of the recording and of every track."""
-    sample_rate: int
-    """Of the tracks, in Hz."""
-    model: dict[str, Any]
-    """Name, licence, sample rate and talkers of the model, and "weights_sha256", a digest of its weights."""
-    options: dict[str, Any]
-    """What decides the tracks, of `RunOptions` and `FileOptions`."""
-    device: str
-    """Where the model ran."""
-    real_time_factor: float
-    """Time of the separation over the length of the recording; reading and writing files not counted."""
-    total_real_time_factor: float
-    """The same with reading, resampling and writing."""
-    mode: str
-    """"whole": the model heard all of the recording at once; "chunks"; "channels": it was not needed, as each
-    channel had its talker; "silence": nor here."""
-    memory_bytes: int | None
-    """Estimate of the most memory at a time, beside the program and the model; None where nobody knows."""
-    disk_bytes: int
-    """Estimate of the room in temporary files."""
-    n_joins: int
-    """Joins of two chunks."""
-    doubtful_joins: tuple[dict[str, float], ...]
-    """Those at which two talkers may have changed tracks: "seconds" into the recording, and the "margin" with
-    which their tracks agree better than with two of them swapped."""
-    gain: float
-    """Gain of all tracks against the mixture: 1, or less where a format would have clipped."""
-    warnings: tuple[str, ...]
-    """What may have gone wrong, in sentences."""
-    notes: tuple[str, ...]
-    """What was done that nobody asked for, in sentences."""
-
-    def write(self, path: Path) -> None:
-        """Write the report as JSON, safely on disk when this returns; tracks appear by their names alone."""
-        content = {
-            "flasepformer": flasepformer.__version__,
-            **asdict(self),
-            "tracks": [track.name for track in self.tracks],
-        }
-        with path.open("w", encoding="ascii") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Heard:
-    """What a model needs of a recording, and what is left to do with its answer."""
-
-    n_samples: int
-    sample_rate: int
-    channels: NDArray[np.float32] | None = None
-    """The recording itself (channel, time), if each channel has its talker."""
-    mixture: NDArray[np.float32] | None = None
-    """(time,) at the model's sample rate and level; None if there is nothing to hear."""
-    level: float = 1.0
-    """What the mixture was divided by."""
-    silent: tuple[slice, ...] = ()
-    """Where the recording is silent."""
-    n_bytes: int = 0
-    """Most memory that it took to come to this."""
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Separation:
-    """Tracks of one recording, and how they came to be.
-
-    The tracks are made one at a time: those of hours at a high sample rate would fill the memory.
-    """
-
-    heard: _Heard
-    estimates: NDArray[np.float32]
-    """(source, time) at the sample rate `estimate_rate`."""
-    estimate_rate: int
-    mode: str
-    memory_bytes: int | None
-    disk_bytes: int = 0
-    device: str = "cpu"
-    joins: tuple[Join, ...] = ()
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def track(self, index: int) -> NDArray[np.float32]:
-        """Return one track (time,) as long as the recording and at its rate."""
-        heard = self.heard
-        track = resample(self.estimates[index], self.estimate_rate, heard.sample_rate)[: heard.n_samples]
-        if len(track) < heard.n_samples:
-            track = np.pad(track, (0, heard.n_samples - len(track)))
-        for span in heard.silent:
-            track[span] = 0
-        return track
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """How tracks are changed to what a format can hold."""
-
-    sample_rate: int
-    gain: float = 1.0
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def track(self, separation: _Separation, index: int) -> NDArray[np.float32]:
-        """Return one track (time,) as the format can hold it."""
-        track = resample(separation.track(index), separation.heard.sample_rate, self.sample_rate)
-        return track if self.gain == 1 else track * np.float32(self.gain)
 
 
 class FileOptions(TypedDict, total=False):
@@ -222,6 +118,9 @@ class FileOptions(TypedDict, total=False):
     """The one channel to separate, from 1; by default all are mixed down."""
     mix_channels: bool
     """Mix the channels down even where each of two carries a talker of its own."""
+    finisher: Finisher
+    """Makes the tracks of the model's estimates, such as `flasepformer.conversation.Conversation`; by default
+    the estimates are the tracks."""
     progress: Progress
     """Called at every step, and again and again while the model works. What it raises, such as
     `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
@@ -237,6 +136,23 @@ _FILE_DEFAULTS: dict[str, Any] = {
     "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False
 }  # fmt: skip
 """Of the options that decide what the tracks are."""
+
+
+@dataclass(frozen=True)
+class _Separation:
+    """Tracks of one recording, and how they came to be."""
+
+    tracks: Tracks
+    mode: str
+    memory_bytes: int | None
+    disk_bytes: int = 0
+    device: str = "cpu"
+    joins: tuple[Join, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds_taken: float = 0.0
+    """Of the model."""
+    finished: Finished | None = None
 
 
 def _tell_nobody(step: str, share: float) -> None:
@@ -282,7 +198,7 @@ class Separator:
         info: ModelInfo | None = None,
         **options: Unpack[RunOptions],
     ) -> None:
-        if not isinstance(model, SeparationNetwork):
+        if not isinstance(model, nn.Module) or not hasattr(model, "sample_rate"):
             raise InputError(
                 f"model must be a network of flasepformer.models, got {type(model).__name__}; "
                 "Separator.from_pretrained takes a name or a folder"
@@ -414,12 +330,20 @@ class Separator:
     def _separate_array(
         self, waveform: Waveform, samples: NDArray[np.float32], rate: int, tell: Progress
     ) -> Waveform:
-        heard = self._listen(samples, rate, tell)
-        separation = self._separate(heard, tell)
-        for message in heard.warnings + separation.warnings:
+        tell("preparing", 0.0)
+        found = survey(ArrayStream(samples, rate), lambda: samples.shape[1], lambda share: None)
+        held_bytes = self.n_sources * found.n_samples * SAMPLE_BYTES
+        separation = self._separate(found, tell, held_bytes=held_bytes)
+        for message in separation.warnings:
             hint = "; if they are two recordings, use separate_batch" if message == SEPARATE_CHANNELS else ""
             warnings.warn(message + hint, stacklevel=3)
-        tracks = np.stack([separation.track(index) for index in range(self.n_sources)])
+        tell("finishing", 0.9)
+        tracks = np.empty((self.n_sources, found.n_samples), np.float32)
+        for index, track in enumerate(tracks):
+            first = 0
+            for block in separation.tracks.blocks(index):
+                track[first : first + block.shape[1]] = block[0]
+                first += block.shape[1]
         tell("done", 1.0)
         return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
 
@@ -475,47 +399,62 @@ class Separator:
             )
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
-        outputs = plan_outputs(Path(out_folder), name, self.n_sources, form)
+        finisher = options.get("finisher")
+        labels = finisher.labels(self.n_sources) if finisher else _speakers(self.n_sources)
+        planned = plan_outputs(Path(out_folder), name, labels, form, finisher.endings() if finisher else ())
+        outputs = planned
         chosen = {
             **self._run_options,
             **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+            "finisher": dict(finisher.options) if finisher else None,
         }
-        with growing_folder(outputs.report.parent) as growing:
+        with growing_folder(outputs.report.parent) as growing, ExitStack() as opened:
             tell("reading", 0.0)
-            with as_regular_file(source) as path:
-                content = file_identity(path) if path.is_file() else {}  # else reading says what it is
+            path = opened.enter_context(as_regular_file(source))
+            content = file_identity(path) if path.is_file() else {}  # else reading says what it is
 
-                def differs(report: Path) -> str | None:
-                    return difference(read_report(report), content, self._weights_sha256, chosen)
+            def differs(report: Path) -> str | None:
+                return difference(read_report(report), content, self._weights_sha256, chosen)
 
-                if not overwrite:
-                    outputs.check_absent(differs)
-                recording = read_audio(path, stream=options.get("stream"))
-            started = time.perf_counter()
-            heard = self._listen(
-                _one_channel(recording.samples, options.get("channel")),
-                _checked_rate(recording.sample_rate),
-                tell,
-                options.get("mix_channels", False),
+            if not overwrite:
+                planned.check_absent(differs)
+            recording = opened.enter_context(self._open(path, options))
+            channel = options.get("channel")
+            found = survey(
+                recording if channel is None else OneChannel(recording, channel),
+                lambda: recording.n_promised,
+                lambda share: tell("reading", READING_SHARE * share),
             )
-            cautions = recording.warnings + heard.warnings
-            del recording  # hours of it would stand in the model's way
-            separation = self._separate(heard, tell, options.get("notify", _hear_nothing))
-            seconds_taken = time.perf_counter() - started
-            tell("writing", 0.95)
-            fit = _fit_format(separation, form, subtype)
-            seconds = heard.n_samples / heard.sample_rate
+            _checked_rate(found.sample_rate)
+            n_planned = len(planned.tracks)
+            self._check_room(outputs.report.parent, found, n_planned, form, _SUBTYPES[subtype])
+            separation = self._separate(
+                found,
+                tell,
+                options.get("notify", _hear_nothing),
+                held_bytes=recording.n_kept_bytes,
+                mix_channels=options.get("mix_channels", False),
+            )
+            confidence = self._confidence(separation)
+            if finisher:
+                tell("finishing", FINISHING_FROM)
+                separation, outputs = _finished(separation, found, finisher, name, planned)
+            finished = separation.finished
+            tell("writing", WRITING_FROM)
+            fit = fit_format(separation.tracks, form, form == "wav" and subtype in ("auto", "float"))
+            seconds = found.n_samples / found.sample_rate
             doubtful = [join for join in separation.joins if join.doubtful]
             report = SeparationReport(
                 input=label,
                 content=content,
                 tracks=outputs.tracks,
+                files=outputs.files,
                 seconds=seconds,
                 sample_rate=fit.sample_rate,
                 model={**self.description, "weights_sha256": self._weights_sha256},
                 options=chosen,
                 device=separation.device,
-                real_time_factor=seconds_taken / seconds,
+                real_time_factor=separation.seconds_taken / seconds,
                 total_real_time_factor=math.nan,  # until the tracks are written
                 mode=separation.mode,
                 memory_bytes=separation.memory_bytes,
@@ -524,132 +463,182 @@ class Separator:
                 doubtful_joins=tuple(
                     {"seconds": join.sample / self.sample_rate, "margin": join.margin} for join in doubtful
                 ),
+                confidence=confidence,
+                conversation=dict(finished.facts) if finished else {},
                 gain=fit.gain,
-                warnings=self._cautions + cautions + separation.warnings + fit.warnings,
-                notes=heard.notes + separation.notes + fit.notes,
+                warnings=self._cautions + recording.warnings + separation.warnings + fit.warnings,
+                notes=separation.notes + fit.notes,
             )
-            grown = [growing / f"{index}.{form}" for index in range(self.n_sources)] + [
-                growing / "report.json"
-            ]
+            n_tracks = separation.tracks.n_tracks
+            grown = [growing / f"{index}.{form}" for index in range(n_tracks)]
             try:
-                for index, target in enumerate(grown[:-1]):
-                    track = fit.track(separation, index)
-                    write_audio(target, track, fit.sample_rate, subtype=_SUBTYPES[subtype])
+                for index, target in enumerate(grown):
+                    tell_one = partial(_tell_writing, tell, index, n_tracks)
+                    blocks = _told(fit.blocks(index), fit.n_samples, tell_one)
+                    write_blocks(
+                        target, blocks, 1, fit.n_samples, fit.sample_rate, subtype=_SUBTYPES[subtype]
+                    )
+                for ending, write in finished.files.items() if finished else ():
+                    grown.append(growing / f"file{ending}")
+                    write(grown[-1])
+                grown.append(growing / "report.json")
                 report = replace(report, total_real_time_factor=(time.perf_counter() - began) / seconds)
                 report.write(grown[-1])
-                publish(grown, outputs, overwrite=overwrite, difference=differs)
+                publish(
+                    grown,
+                    outputs,
+                    overwrite=overwrite,
+                    difference=differs,
+                    obsolete=(*planned.tracks, *planned.files),
+                )
             except FileExistsError:
                 raise
             except OSError as error:
                 shutil.rmtree(growing, ignore_errors=True)  # so that the free space counts without our files
-                raise explain_write_failure(
-                    error, outputs.report.parent, self.n_sources * track.nbytes
-                ) from error
+                n_bytes = n_tracks * fit.n_samples * SAMPLE_BYTES
+                raise explain_write_failure(error, outputs.report.parent, n_bytes) from error
         tell("done", 1.0)
         return report
+
+    def _open(self, path: Path, options: FileOptions) -> RecordingFile:
+        """Open a recording; a small part of the memory that it may take keeps a short one decoded."""
+        kept_bytes, memory = KEPT_BYTES, self._runner.memory
+        if memory is not None:
+            kept_bytes = min(kept_bytes, memory // 20)
+        return RecordingFile(path, stream=options.get("stream"), kept_bytes=kept_bytes)
+
+    def _confidence(self, separation: _Separation) -> dict[str, Any] | None:
+        """Judge tracks that a model has made of several talkers."""
+        if not isinstance(separation.tracks, SeparatedTracks) or self.n_sources < 2:
+            return None
+        return separation.tracks.confidence().as_dict()
+
+    def _check_room(self, folder: Path, found: Survey, n_tracks: int, form: str, subtype: str) -> None:
+        """Raise before the work if there is no room for tracks whose size is known."""
+        if form == "wav":
+            sample_bytes = {"PCM_16": 2, "PCM_24": 3}.get(subtype, SAMPLE_BYTES)
+            n_bytes = n_tracks * found.n_samples * sample_bytes
+            if shutil.disk_usage(folder).free < n_bytes:
+                raise explain_write_failure(OSError("disk full"), folder, n_bytes)
 
     @cached_property
     def _weights_sha256(self) -> str:
         return weights_digest(self.model)
 
-    def _listen(
-        self,
-        samples: NDArray[np.float32],
-        sample_rate: int,
-        tell: Progress = _tell_nobody,
-        mix_channels: bool = False,
-    ) -> _Heard:
-        """Make of (channel, time) of finite samples what the model needs."""
-        n_samples = samples.shape[-1]
-        peak = _peak(samples)
-        if peak > MAX_PEAK:
-            raise InputError(
-                f"samples must not exceed {MAX_PEAK:g}, got {peak:.3g}; scale the waveform first"
-            )
-        tell("preparing", 0.05)
-        known: dict[str, Any] = {"n_samples": n_samples, "sample_rate": sample_rate}
-        if self.n_sources == 2 and not mix_channels and talkers_have_channels(samples, sample_rate):
-            return _Heard(**known, channels=samples, warnings=(SEPARATE_CHANNELS,))
-        mixture, known["warnings"] = mix_down(samples)  # an array of our own
-        offset = float(mixture.mean(dtype=np.float64))
-        mixture -= np.float32(offset)
-        notes = []
-        if len(samples) > 2:
-            notes.append(f"the {len(samples)} channels were mixed down to one; --channel takes one of them")
-        if abs(offset) > 0.01 * peak:
-            notes.append(f"a constant offset of {offset:.3g} was removed")
-        model_mixture = resample(mixture, sample_rate, self.sample_rate)
-        known["n_bytes"] = samples.nbytes + 2 * mixture.nbytes
-        if min(_peak(mixture), _peak(model_mixture)) < SILENCE_PEAK:
-            notes.append("no speech: the recording is silent, and so are the tracks")
-            return _Heard(**known, notes=tuple(notes))
-        if sample_rate > self.sample_rate:
-            top = self.sample_rate // 2
-            notes.append(f"the model works at {self.sample_rate} Hz: the tracks hold nothing above {top} Hz")
-        if sample_rate < 0.9 * self.sample_rate:
-            known["warnings"] += (
-                f"at {sample_rate} Hz the recording holds nothing above {sample_rate // 2} Hz, but the model "
-                f"learned from speech up to {self.sample_rate // 2} Hz: expect less of it",
-            )
-        silent = tuple(silent_spans(mixture, sample_rate, threshold=SILENCE_PEAK))
-        level = talking_rms(model_mixture, self.sample_rate // 10) / MODEL_RMS
-        model_mixture /= np.float32(level)
-        return _Heard(**known, mixture=model_mixture, level=level, silent=silent, notes=tuple(notes))
-
     def _separate(
-        self, heard: _Heard, tell: Progress = _tell_nobody, notify: Callable[[str], None] = _hear_nothing
+        self,
+        found: Survey,
+        tell: Progress,
+        notify: Callable[[str], None] = _hear_nothing,
+        *,
+        held_bytes: int = 0,
+        mix_channels: bool = False,
     ) -> _Separation:
-        """Let the model separate what was heard, if there is something to separate."""
-        if heard.channels is not None:
-            return _Separation(heard, heard.channels, heard.sample_rate, "channels", heard.n_bytes)
-        mixture = heard.mixture
-        if mixture is None:
-            silence = np.zeros((self.n_sources, heard.n_samples), np.float32)
-            return _Separation(heard, silence, heard.sample_rate, "silence", heard.n_bytes)
-        after_bytes = (
-            self.n_sources * mixture.nbytes + 3 * heard.n_samples * SAMPLE_BYTES
-        )  # a track at a time
-        plan = self._runner.plan(len(mixture), held_bytes=mixture.nbytes, after_bytes=after_bytes)
+        """Let the model separate a recording, if there is something to separate.
+
+        Args:
+            found: In the first sweep over it.
+            tell: See `separate`.
+            notify: Told what a person should know before the work begins.
+            held_bytes: What recording and tracks take in memory beside what is planned here.
+            mix_channels: Mix the channels down even where each has its talker.
+        """
+        shape = self.n_sources, found.n_samples, found.sample_rate
+        if self.n_sources == 2 and found.talkers_have_channels and not mix_channels:
+            channels = ChannelTracks(found.stream, *shape)
+            return _Separation(channels, "channels", held_bytes + WORK_BYTES, warnings=(SEPARATE_CHANNELS,))
+        plan = self._runner.plan(found.model_length(self.sample_rate), held_bytes=held_bytes)
         memory_bytes, disk_bytes = None, 0
         if plan.need is not None:
-            memory_bytes = max(heard.n_bytes, mixture.nbytes + max(plan.need.memory_bytes, after_bytes))
-            disk_bytes = plan.need.disk_bytes
-        notes = _plan_notes(plan, memory_bytes, self.sample_rate)
-        for note in notes:
+            memory_bytes, disk_bytes = held_bytes + plan.need.memory_bytes, plan.need.disk_bytes
+        plan_notes = _plan_notes(plan, memory_bytes, self.sample_rate)
+        for note in plan_notes:
             notify(note)
+        spill = spill_folder()
+        try:
+            heard = hear(
+                found,
+                self.sample_rate,
+                spill if plan.signals_on_disk else None,
+                lambda share: tell("preparing", READING_SHARE * (1 + share)),
+            )
+        except (OSError, MemoryError) as error:
+            if isinstance(error, AudioError):
+                raise
+            raise full_disk(disk_bytes, spill) from error
+        if heard.level == 0:
+            return _Separation(
+                SilentTracks(*shape), "silence", memory_bytes, warnings=heard.warnings, notes=heard.notes
+            )
+        started = time.perf_counter()
         passage = self._runner.run(
-            mixture,
+            heard,
             plan,
             silence=SILENCE_PEAK / heard.level,
-            progress=lambda share: tell("separating", 0.1 + 0.8 * share),
+            progress=lambda share: tell("separating", 2 * READING_SHARE + MODEL_SHARE * share),
         )
-        tell("finishing", 0.9)
-        estimates, cautions = passage.estimates, list(passage.warnings)
-        if not math.isfinite(_peak(estimates)):
-            raise SeparationError(
-                "the model's answer is not finite; its weights are damaged or do not suit it"
-            )
+        tell("finishing", 2 * READING_SHARE + MODEL_SHARE)
+        tracks = SeparatedTracks(
+            passage.estimates, heard, heard.level, self.sample_rate, *shape[1:], heard.silent
+        )
+        cautions = [*heard.warnings, *passage.warnings]
         if doubtful := [join.sample / self.sample_rate for join in passage.joins if join.doubtful]:
             cautions.append(
                 f"two talkers may have changed tracks at {len(doubtful)} of {len(passage.joins)} joins: "
                 f"{_times(doubtful)}"
             )
-        estimates -= estimates.mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-        gains = explaining_gains(mixture, estimates) * heard.level
-        estimates *= gains.astype(np.float32)[:, None]
-        mode: Literal["whole", "chunks"] = "chunks" if passage.plan.way == "chunks" else "whole"
         return _Separation(
-            heard,
-            estimates,
-            self.sample_rate,
-            mode,
+            tracks,
+            "chunks" if passage.plan.way == "chunks" else "whole",
             memory_bytes,
             disk_bytes,
             str(passage.device),
             tuple(passage.joins),
             tuple(cautions),
-            notes,
+            heard.notes + plan_notes,
+            time.perf_counter() - started,
         )
+
+
+def _tell_writing(tell: Progress, index: int, n_tracks: int, share: float) -> None:
+    tell("writing", WRITING_FROM + (1 - WRITING_FROM) * (index + share) / n_tracks)
+
+
+def _told(
+    blocks: Iterator[NDArray[np.float32]], n_samples: int, tell: Callable[[float], None]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield blocks (channel, time), and tell the share that has been taken."""
+    n_done = 0
+    for block in blocks:
+        yield block
+        n_done += block.shape[1]
+        tell(n_done / n_samples)
+
+
+def _speakers(n_sources: int) -> tuple[str, ...]:
+    return tuple(f"speaker{number}" for number in range(1, n_sources + 1))
+
+
+def _finished(
+    separation: _Separation, found: Survey, finisher: Finisher, name: str, planned: Outputs
+) -> tuple[_Separation, Outputs]:
+    """Let a finisher make the tracks, and choose the names of those that there are."""
+    tracks = separation.tracks
+    finished = finisher.finish(tracks.passed(found, name))
+    labels = finisher.labels(tracks.n_tracks)
+    outputs = Outputs(
+        tuple(planned.tracks[labels.index(label)] for label in finished.labels),
+        planned.report,
+        tuple(planned.files[finisher.endings().index(ending)] for ending in finished.files),
+    )
+    separation = replace(
+        separation,
+        tracks=FinishedTracks(finished, tracks),
+        finished=finished,
+        warnings=separation.warnings + finished.warnings,
+        notes=separation.notes + finished.notes,
+    )
+    return separation, outputs
 
 
 def _plan_notes(plan: Plan, memory_bytes: int | None, sample_rate: int) -> tuple[str, ...]:
@@ -727,34 +716,3 @@ def _looks_like_a_batch(samples: NDArray[np.float32], sample_rate: int) -> bool:
     """Tell whether no row (row, time) has anything of the next one: channels of one recording do."""
     pairs = [samples[index : index + 2] for index in range(len(samples) - 1)]
     return len(pairs) > 1 and all(talkers_have_channels(pair, sample_rate) for pair in pairs)
-
-
-def _peak(waveform: NDArray[Any]) -> float:
-    return max(float(waveform.max()), -float(waveform.min()))
-
-
-def _one_channel(samples: NDArray[np.float32], channel: int | None) -> NDArray[np.float32]:
-    if channel is None:
-        return samples
-    if not 1 <= channel <= len(samples):
-        raise InputError(f"the recording has {len(samples)} channels, so there is no channel {channel}")
-    return samples[channel - 1 : channel]
-
-
-def _fit_format(separation: _Separation, form: Format, subtype: Subtype) -> _Fit:
-    """Choose the nearest rate that a format has, and a gain for all tracks alike where it would clip."""
-    sample_rate = separation.heard.sample_rate
-    fit = _Fit(allowed_rate(form, sample_rate))
-    if fit.sample_rate != sample_rate:
-        note = f"{form} files have no {sample_rate} Hz: the tracks are at {fit.sample_rate} Hz"
-        fit = replace(fit, notes=(note,))
-    if form == "wav" and subtype in ("auto", "float"):
-        return fit
-    peak = max(_peak(fit.track(separation, index)) for index in range(len(separation.estimates)))
-    if peak > 1:
-        gain = INTEGER_PEAK / peak
-        warning = (
-            f"all tracks were turned down by {-20 * math.log10(gain):.1f} dB, else {form} would clip them"
-        )
-        fit = replace(fit, gain=gain, warnings=(warning,))
-    return fit

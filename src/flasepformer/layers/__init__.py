@@ -3,7 +3,7 @@
 from flasepformer.layers.attention import FocusedLinearAttention, GatedResidualAttention
 from flasepformer.layers.convolution import DepthwiseConv, depthwise_conv, with_past
 from flasepformer.layers.layer import Carry, Given, GlobalLayer, Join, Layer, WholeLayer
-from flasepformer.layers.norms import GlobalNorm, LayerNorm, Moments, RMSGroupNorm
+from flasepformer.layers.norms import GlobalNorm, LayerNorm, Moments, RMSGroupNorm, widest
 from flasepformer.layers.relative_attention import RelativeAttention, RelativePositions
 from flasepformer.layers.rotary import RotaryAttention
 
@@ -25,5 +25,6 @@ __all__ = [
     "RotaryAttention",
     "WholeLayer",
     "depthwise_conv",
+    "widest",
     "with_past",
 ]

@@ -9,6 +9,7 @@ from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from flasepformer.layers.layer import Carry, Given, GlobalLayer
+from flasepformer.ops import is_exporting
 
 
 class FrameNorm(nn.Module, ABC):
@@ -71,20 +72,25 @@ class RMSGroupNorm(FrameNorm):
 class Moments:
     """Mean and variance of each recording's features over some frames; those of all add up."""
 
-    count: int
+    count: float
     """Numbers in each recording."""
     mean: Tensor
-    """(batch,), float64."""
+    """(batch,), as `widest` has it."""
     squares: Tensor
-    """(batch,), sum of the squared distances from the mean, float64."""
+    """(batch,), sum of the squared distances from the mean, as `widest` has it."""
 
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
         """Measure features (batch, some frames, ...)."""
         wide = _at_least_float32(x).flatten(1)
+        if is_exporting():  # few runtimes have float64; two steps, so that no sum has all the numbers
+            frames = wide.unflatten(1, (x.shape[1], -1))
+            mean = frames.mean(dim=2).mean(dim=1)
+            variance = (frames - mean[:, None, None]).square().mean(dim=2).mean(dim=1)
+            return cls(wide.shape[1], mean, variance * wide.shape[1])
         variance, mean = torch.var_mean(wide, dim=1, correction=0)
         count = wide.shape[1]
-        return cls(count, mean.double(), variance.double() * count)
+        return cls(count, widest(mean), widest(variance) * count)
 
     def __add__(self, other: "Moments") -> "Moments":
         # Chan et al. (1979): no large sums are subtracted from each other.
@@ -92,6 +98,10 @@ class Moments:
         difference, share = other.mean - self.mean, other.count / count
         squares = self.squares + other.squares + difference**2 * (self.count * share)
         return Moments(count, self.mean + difference * share, squares)
+
+    def faded(self, share: float) -> "Moments":
+        """Return the moments as if the frames had counted for a share of what they did."""
+        return Moments(self.count * share, self.mean, self.squares * share)
 
 
 class GlobalNorm(GlobalLayer):
@@ -126,10 +136,9 @@ class GlobalNorm(GlobalLayer):
         return self._cumulative(x, carry) if self.causal else super().forward(x)
 
     def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
-        wide = _at_least_float32(x).flatten(2).double()
-        sums = torch.stack(
-            [wide.sum(2), wide.square().sum(2), wide.new_full(wide.shape[:2], wide.shape[2])], 2
-        )
+        wide = _at_least_float32(x).flatten(2)
+        counts = wide.new_full(wide.shape[:2], wide.shape[2])
+        sums = widest(torch.stack([wide.sum(2), wide.square().sum(2), counts], 2))
         total = sums.cumsum(1)  # (batch, frames, 3)
         if carry is not None:
             past = carry.load("sums")
@@ -150,3 +159,8 @@ class GlobalNorm(GlobalLayer):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def widest(x: Tensor) -> Tensor:
+    """Return a tensor in float64, or in float32 on a device that has no wider type (MPS)."""
+    return x.float() if x.is_mps else x.double()

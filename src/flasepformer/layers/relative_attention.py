@@ -28,7 +28,7 @@ class RelativePositions(nn.Module):
         """Return (2 n_frames, head_dim): the vectors for distances from n_frames - 1 down to -n_frames."""
         limit = self.table.shape[0] // 2
         distance = torch.arange(n_frames - 1, -n_frames - 1, -1, device=self.table.device)
-        return self.table[distance.clamp(-limit, limit - 1) + limit]
+        return self.table.index_select(0, distance.clamp(-limit, limit - 1) + limit)
 
 
 class RelativeAttention(nn.Module):
@@ -89,10 +89,11 @@ def relative_attention(
     scaled, positions = query * query.shape[-1] ** -0.5, positions.to(query.dtype)
     # Without gradients, a CPU takes one head at a time: faster, and a fraction of the memory.
     n_at_once = 1 if query.is_cpu and not torch.is_grad_enabled() else query.shape[0] * query.shape[1]
-    heads = (x.flatten(0, 1).unsqueeze(1).split(n_at_once) for x in (scaled, key, value))
-    attended = torch.cat(
-        [_attend(q, k, v, positions, dropout, block_length) for q, k, v in zip(*heads, strict=True)]
-    )
+    every = [x.flatten(0, 1).unsqueeze(1) for x in (scaled, key, value)]
+    # An exported network does not know how many recordings, and so heads, there are.
+    free = torch.compiler.is_compiling()
+    heads = [every] if free else zip(*(x.split(n_at_once) for x in every), strict=True)
+    attended = torch.cat([_attend(q, k, v, positions, dropout, block_length) for q, k, v in heads])
     return attended.squeeze(1).unflatten(0, query.shape[:2])
 
 

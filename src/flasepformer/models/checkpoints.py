@@ -6,7 +6,6 @@ none too many. Nothing in a checkpoint is ever executed.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from flasepformer.files import write_whole
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.network import SeparationNetwork
@@ -149,9 +149,10 @@ def convert_checkpoint(
     layout: str = OWN_LAYOUT,
     *,
     info: Mapping[str, Any] | None = None,
+    half: bool = False,
     accept_licence: bool = False,
 ) -> ModelInfo:
-    """Write a checkpoint anew in another layout, every weight bit by bit.
+    """Write a checkpoint anew in another layout, every weight bit by bit unless it is halved.
 
     A ModelScope checkpoint that was converted to our format goes back exactly as it came, its unread tensors
     and its settings included.
@@ -161,6 +162,7 @@ def convert_checkpoint(
         folder: Where to write; made if missing.
         layout: "flasepformer" (ours) or "modelscope" (what the public release of FLASepformer loads).
         info: What is known of the weights, instead of what the checkpoint says; see `save_model`.
+        half: Store the weights in half precision, in our layout.
         accept_licence: As for `load_model`.
 
     Returns:
@@ -179,13 +181,15 @@ def convert_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists already; name a new folder")
     if layout == OWN_LAYOUT:
-        _write_converted(checkpoint, folder, info)
+        _write_converted(checkpoint, folder, info, torch.float16 if half else torch.float32)
     else:
         _write_published(checkpoint, folder, layout)
     return checkpoint.info
 
 
-def _write_converted(checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None) -> None:
+def _write_converted(
+    checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None, dtype: torch.dtype
+) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
         stated = {key: getattr(known, key) for key in ("data", "citation", "source") if getattr(known, key)}
@@ -195,8 +199,8 @@ def _write_converted(checkpoint: _Checkpoint, folder: Path, info: Mapping[str, A
         extra["origin"] = {"layout": origin.layout, "settings": origin.settings}
         if origin.unread:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
-    _write_own(checkpoint.model, folder, extra)
+            write_whole(folder / UNREAD_FILE, to_safetensors(dict(origin.unread)))
+    _write_own(checkpoint.model, folder, extra, dtype)
 
 
 def _write_published(checkpoint: _Checkpoint, folder: Path, layout_name: str) -> None:
@@ -222,21 +226,8 @@ def _write_own(
         for name, value in model.state_dict().items()
     }
     description = {"family": family, "config": vars(model.config), **extra}
-    _write_atomically(folder / WEIGHTS_FILE, to_safetensors(weights))
-    _write_atomically(folder / CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(folder / WEIGHTS_FILE, to_safetensors(weights))
+    write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
 
 def _open(name_or_path: str | Path, accept_licence: bool = False) -> _Checkpoint:

@@ -8,7 +8,6 @@ are looked at again on every use, so a file that was damaged later is noticed an
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, save_mode
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.registry import count_parameters
+from flasepformer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -160,8 +160,7 @@ def push_to_hub(
 
     _check_repo_id(repo_id)
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory(prefix="flasepformer-") as scratch:
-        folder = Path(scratch)
+    with temporary_folder() as folder:
         save_model(model, folder, info)
         description = json.loads((folder / CONFIG_FILE).read_bytes())
         card = _model_card(repo_id, description, count_parameters(model))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasepformer.layers import Carry, Layer, Moments
+from flasepformer.layers import Carry, Layer, Moments, widest
 from flasepformer.ops import overlap_add
 from flasepformer.running import (
     FrameMemory,
@@ -149,17 +149,18 @@ class SeparationNetwork(nn.Module, ABC):
         """
         return self(mixture), []
 
-    def core(self, samples: Tensor) -> Tensor:
+    def core(self, samples: Tensor, run: Whole | None = None) -> Tensor:
         """Separate whole steps, without any padding or levelling, for export.
 
         Args:
             samples: (batch, time): `lead` samples before the recording, then a multiple of `frames_per_step`
                 hops, then what the last window has beyond its hop and lead.
+            run: Who plays the score; `Whole` by default.
 
         Returns:
             (batch, source, time), of the same samples.
         """
-        windows = self.flow(Whole(), self.analyse(samples))
+        windows = self.flow(run or Whole(), self.analyse(samples))
         overlapped = overlap_add(windows, self.hop_length)
         adder = OverlapAdd(self.hop_length, self.squared_window(windows))
         return adder.push(overlapped, windows.shape[1], last=True).unflatten(0, (-1, self.n_sources))
@@ -351,11 +352,11 @@ class SeparationNetwork(nn.Module, ABC):
         peak = samples.read(0, 1)[:, 0].abs()
         for first in range(0, samples.n_samples, SAMPLES_AT_ONCE):
             some = samples.read(first, min(first + SAMPLES_AT_ONCE, samples.n_samples))
-            part = Moments.of(some.double())
+            part = Moments.of(widest(some))
             moments = part if moments is None else moments + part
             peak = torch.maximum(peak, some.abs().amax(-1))
         assert moments is not None
-        return self.level_of(moments, peak.double()).unsqueeze(-1)
+        return self.level_of(moments, widest(peak)).unsqueeze(-1)
 
     def _with_level(self, waveforms: Tensor, level: Tensor | None, like: Tensor) -> Tensor:
         """Turn (batch * source, time) into estimates of the recording's level and type."""

@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
-from flasepformer.files import locked
+from flasepformer.files import locked, write_whole
 from flasepformer.installing import how_to_install
 from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, convert_checkpoint
 from flasepformer.models.errors import CheckpointError, FetchError
@@ -458,9 +458,7 @@ def _put_on_record(model: PublishedModel, *checked: PublishedFile) -> None:
     path = _record(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"source": str(model.source), "sha256": {file.path: file.sha256 for file in checked}}
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _endpoint(source: Source) -> str:

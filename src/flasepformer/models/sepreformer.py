@@ -31,6 +31,7 @@ from flasepformer.layers import (
     RelativePositions,
 )
 from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.ops import cut_frames
 from flasepformer.running import Performer, Whole
 
 Attention = Literal["focused_linear", "linear", "softmax"]
@@ -208,7 +209,7 @@ class SepReformer(SeparationNetwork):
         return run.through(x, Synthesis(self.output, self.decoder))
 
     def analyse(self, windows: Tensor) -> Tensor:
-        frames = windows.unfold(-1, self.window_length, self.hop_length)
+        frames = cut_frames(windows, self.window_length, self.hop_length)
         return F.gelu(frames @ self.encoder.weight.squeeze(1).mT)  # (batch, frames, filters)
 
     def n_frames(self, n_samples: int) -> int:

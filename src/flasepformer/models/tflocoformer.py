@@ -29,10 +29,10 @@ from flasepformer.layers import (
 )
 from flasepformer.models.fast_convolution import FastConvolution, swiglu
 from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
-from flasepformer.ops import KeyValueSums
+from flasepformer.ops import KeyValueSums, cut_frames, real_fft, real_ifft
 from flasepformer.running import Performer, Samples, read_reflected
 
-PIECE_ROWS = 1 << 15
+PIECE_ROWS = 1 << 14
 """Frames times bins in a piece: many enough that its halo does not count."""
 
 ACCELERATOR_ROWS = 1 << 17
@@ -163,9 +163,8 @@ class TFLocoformer(SeparationNetwork):
 
     def analyse(self, windows: Tensor) -> Tensor:
         windows = windows.to(torch.promote_types(windows.dtype, torch.float32))
-        frames = windows.unfold(-1, self.window_length, self.hop_length)
-        spectra = torch.fft.rfft(frames * hann_window(self.window_length, windows))
-        return torch.view_as_real(spectra)  # (batch, frames, bins, 2)
+        frames = cut_frames(windows, self.window_length, self.hop_length)
+        return real_fft(frames * hann_window(self.window_length, windows))  # (batch, frames, bins, 2)
 
     def read_windows(self, samples: Samples, first: int, last: int) -> Tensor:
         if self.causal:
@@ -188,7 +187,7 @@ class TFLocoformer(SeparationNetwork):
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         """Return the unbiased standard deviation, or the peak of what does not vary."""
-        deviation = (moments.squares / max(moments.count - 1, 1)).sqrt()
+        deviation = (moments.squares / torch.sym_max(moments.count - 1, 1)).sqrt()
         return torch.where(deviation > SMALLEST_DEVIATION * peak, deviation, peak)
 
     def _initialize(self) -> None:
@@ -435,8 +434,8 @@ class Windows(Layer):
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         with without_autocast(x):
             parts = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-            spectra = torch.view_as_complex(parts.contiguous()).movedim(-1, 1).flatten(0, 1)
-            windows = torch.fft.irfft(spectra, self.n_fft)
+            spectra = parts.movedim(-2, 1).flatten(0, 1)  # (batch * source, frames, bins, 2)
+            windows = real_ifft(spectra)
             return windows * hann_window(self.n_fft, windows)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -63,11 +63,15 @@ class KeyValueSums:
     """(batch, heads, head_dim, value_dim), sum of key^T value."""
     key: Tensor
     """(batch, heads, head_dim), sum of the keys."""
-    count: int
+    count: float
     """Frames."""
 
     def __add__(self, other: "KeyValueSums") -> "KeyValueSums":
         return KeyValueSums(self.context + other.context, self.key + other.key, self.count + other.count)
+
+    def faded(self, share: float) -> "KeyValueSums":
+        """Return the sums as if the frames had counted for a share of what they did."""
+        return KeyValueSums(self.context * share, self.key * share, self.count * share)
 
 
 def key_value_sums(key: Tensor, value: Tensor) -> KeyValueSums:
@@ -101,7 +105,7 @@ def causal_linear_attention(
         (batch, heads, head_dim + 1, value_dim + 1), of a size that does not grow.
     """
     n_frames = query.shape[-2]
-    missing = -n_frames % block
+    missing = (n_frames + block - 1) // block * block - n_frames
     wide_query, wide_key, wide_value = (F.pad(widen(t), (0, 0, 0, missing)) for t in (query, key, value))
     # One more value of 1 makes the denominator, one more feature what EPS stands against the mean key with.
     ones = F.pad(wide_query.new_ones(n_frames), (0, missing)).expand(*query.shape[:2], -1).unsqueeze(-1)

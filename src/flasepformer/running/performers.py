@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from flasepformer.layers import Carry, Join, Layer
+from flasepformer.layers import Carry, GlobalLayer, Join, Layer
 
 X = TypeVar("X")
 """Frames (batch, frames, ...) as a performer has them: a tensor, or a promise of one."""
@@ -101,6 +101,50 @@ class Live(Whole):
         if x.shape[1] % multiple:
             raise ValueError(f"a step takes a multiple of {multiple} frames, got {x.shape[1]}")
         return x
+
+
+class Following(Whole):
+    """Plays a network that hears the future on the last seconds of a stream, over and over as they move on.
+
+    The global layers hear what has moved out of these seconds, too: their summaries of it are kept and added
+    to those of what is still there. A summary that grows with the frames cannot be kept, and is not.
+
+    Args:
+        past: `left` of the time before; empty at the beginning.
+        n_frames: Frames of the analysis.
+        n_known: The first of these are in the past already; they are neighbours only.
+        n_leaving: And so many after them will be in the past next time.
+    """
+
+    def __init__(self, past: dict[str, Any], n_frames: int, n_known: int, n_leaving: int) -> None:
+        super().__init__()
+        self.past = past
+        self.left: dict[str, Any] = {}
+        """Summaries of all that will have moved out, by the place in the score."""
+        self._n_frames, self._n_known, self._n_leaving = n_frames, n_known, n_leaving
+        self._n_calls = 0
+
+    def through(self, x: Tensor, *layers: Layer) -> Tensor:
+        for layer in layers:
+            self._n_calls += 1
+            x = self._global(layer, x) if isinstance(layer, GlobalLayer) else layer(x)
+        return x
+
+    def _global(self, layer: GlobalLayer, x: Tensor) -> Tensor:
+        place = str(self._n_calls)
+        known, after = (
+            n * x.shape[1] // self._n_frames for n in (self._n_known, self._n_known + self._n_leaving)
+        )
+        summary = layer.summarize(x[:, known:])
+        if not hasattr(summary, "faded"):
+            return layer.given(layer.summarize(x))(x, 0)
+        past = self.past.get(place)
+        if after > known:
+            leaving = layer.summarize(x[:, known:after])
+            self.left[place] = leaving if past is None else past + leaving
+        elif past is not None:
+            self.left[place] = past
+        return layer.given(summary if past is None else past + summary)(x, 0)
 
 
 def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

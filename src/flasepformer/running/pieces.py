@@ -231,15 +231,15 @@ class Pieces:
         """Add up a summary of all frames, and store what is pending before it."""
         if isinstance(x, (Made, _Kept)):
             return x, _sum(part for _, part in self.sink(x, summarize))
-        frames, parts = self._store(x, summarize)
-        return _Kept(frames), _sum(parts)
+        frames, summary = self._store(x, summarize)
+        return _Kept(frames), summary
 
-    def _store(self, x: Readable, summarize: Callable[[Tensor], Any] | None) -> tuple[Frames, list[Any]]:
-        """Make all frames, in the room of those that they are made of where that can be."""
+    def _store(self, x: Readable, summarize: Callable[[Tensor], Any] | None) -> tuple[Frames, Any]:
+        """Make all frames, where it can be in the room of those that they are made of; and their summary."""
         if isinstance(x, _Kept) and summarize is None:
-            return x.frames, []
+            return x.frames, None
         frames = self._room(x, torch.empty(0, device="meta")) if self.rehearsal else None
-        parts: list[Any] = []
+        summary: Any = None
         waiting: deque[tuple[int, Tensor]] = deque()
         halo = x.halo if isinstance(x, _Pending) else 0
         n_waiting = 1 + halo // self.piece_length(x.shape[1])  # whose neighbours are still to be read
@@ -250,13 +250,13 @@ class Pieces:
         for first, (y, part) in self.sink(x, both):
             frames = frames or self._room(x, y)
             waiting.append((first, y))
-            parts.append(part)
+            summary = part if summary is None else summary + part  # not kept: a day has thousands of pieces
             if len(waiting) > n_waiting:
                 frames.write(*waiting.popleft())
         assert frames is not None
         for piece in waiting:
             frames.write(*piece)
-        return frames, parts
+        return frames, summary
 
     def _room(self, x: Readable, like: Tensor) -> Frames:
         own = x.room()

@@ -50,11 +50,13 @@ def read_reflected(samples: Samples, first: int, last: int, least: int) -> Tenso
         least: A shorter recording is followed by zeros up to this length first.
     """
     n = max(samples.n_samples, least)
-    parts = [read_with_zeros(samples, max(first, 0), min(last, n))]
+    parts = []
     if first < 0:
-        parts.insert(0, read_with_zeros(samples, 1, 1 - first).flip(-1))
+        parts.append(read_with_zeros(samples, 1 - min(last, 0), 1 - first).flip(-1))
+    if last > 0 and first < n:
+        parts.append(read_with_zeros(samples, max(first, 0), min(last, n)))
     if last > n:
-        parts.append(read_with_zeros(samples, 2 * n - 1 - last, n - 1).flip(-1))
+        parts.append(read_with_zeros(samples, 2 * n - 1 - last, 2 * n - 1 - max(first, n)).flip(-1))
     return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
 

@@ -6,10 +6,12 @@ from flasepformer.training.packing import pack_run, unpack_run
 from flasepformer.training.recipe import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
 from flasepformer.training.run_folder import TrainingError
 from flasepformer.training.schedules import Plateau, learning_rate
+from flasepformer.training.speech_packing import PackedSpeech, pack_speech
 
 __all__ = [
     "DataConfig",
     "OptimizationConfig",
+    "PackedSpeech",
     "Plateau",
     "Recipe",
     "TrainingError",
@@ -18,6 +20,7 @@ __all__ = [
     "magnitude_loss",
     "multi_stage_loss",
     "pack_run",
+    "pack_speech",
     "save_recipe",
     "si_snr_loss",
     "train",

@@ -52,12 +52,18 @@ def describe_environment(accelerator: Any) -> str:
     """Say what ran, by which command, from which state of the sources, and on what."""
     return (
         f"flasepformer {flasepformer.__version__}, sources {_git_state()}\n"
-        f"command {shlex.join(sys.argv)}\n"
+        f"command {shlex.join([_program(), *sys.argv[1:]])}\n"
         f"python {platform.python_version()}, torch {torch.__version__}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores\n"
         f"device {accelerator.device}, {accelerator.num_processes} processes "
         f"of {torch.get_num_threads()} threads\nstarted {time.strftime('%Y-%m-%d %H:%M:%S %Z')}\n"
     )
+
+
+def _program() -> str:
+    """Return what was called, without the folders of this computer."""
+    called = Path(sys.argv[0])
+    return called.parent.name if called.name == "__main__.py" else called.name
 
 
 def _git_state() -> str:

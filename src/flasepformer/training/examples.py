@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,16 +18,16 @@ from flasepformer.data import (
     DynamicMixingConfig,
     Examples,
     FixedMixtures,
+    Mixture,
     MixtureFiles,
     SpeechStore,
+    TurnTaking,
     Utterance,
     check_disjoint,
     read_split,
     read_utterances,
     shared_speakers,
 )
-from flasepformer.data.acoustics import rms
-from flasepformer.data.dynamic_mixing import monologue
 from flasepformer.data.mixture_manifest import is_mixture_manifest
 from flasepformer.training.recipe import DataConfig, Recipe
 from flasepformer.training.run_folder import TrainingError
@@ -63,21 +62,12 @@ def open_examples(recipe: Recipe, cache: str | Path) -> tuple[Examples, Examples
     )
 
 
-class Conversation(NamedTuple):
-    """Two talkers who take turns and never interrupt each other."""
-
-    mixture: Tensor
-    """(time,)"""
-    turns: Sequence[tuple[int, int, int]]
-    """Talker, first sample, and the sample after the last."""
-
-
 class FurtherValidation(NamedTuple):
     """What is validated on beside the validation split."""
 
     held_out: DynamicMixing | None
     """Mixtures of the speakers that are held out of the training split."""
-    conversations: Sequence[Conversation]
+    conversations: Sequence[Mixture]
     """See `DataConfig.n_valid_conversations`."""
 
 
@@ -90,43 +80,9 @@ def open_further_validation(recipe: Recipe, cache: str | Path) -> FurtherValidat
         held_out = DynamicMixing(_store(recipe, split, cache), _valid_mixing(recipe), VALID_SEED, cache=cache)
     if data.n_valid_conversations:
         store = _store(recipe, _list(recipe, "speech", data.valid_split), cache)
-        conversations = [draw_conversation(store, index) for index in range(data.n_valid_conversations)]
+        turns = TurnTaking(store, data.n_valid_conversations)
+        conversations = [turns[index] for index in range(len(turns))]
     return FurtherValidation(held_out, conversations)
-
-
-def draw_conversation(
-    store: SpeechStore,
-    index: int,
-    *,
-    seconds: float = 45.0,
-    turn_seconds: float = 4.0,
-    pause_seconds: tuple[float, float] = (0.0, 10.0),
-) -> Conversation:
-    """Draw the conversation of that number, between two speakers of a store, always the same.
-
-    Args:
-        store: At least two speakers, clean.
-        index: Which one.
-        seconds: Its length; the last turn is whole.
-        turn_seconds: Length of every turn.
-        pause_seconds: Between two turns, from least to most.
-    """
-    rng = np.random.default_rng([VALID_SEED, index])
-    by_speaker: dict[str, list[int]] = {}
-    for i, utterance in enumerate(store.utterances):
-        by_speaker.setdefault(utterance.speaker, []).append(i)
-    pair = rng.choice(sorted(by_speaker), 2, replace=False)
-    n_samples, n_turn = (round(length * store.sample_rate) for length in (seconds, turn_seconds))
-    mixture = np.zeros(n_samples, np.float32)
-    turns: list[tuple[int, int, int]] = []
-    start = 0
-    while start + n_turn <= n_samples:
-        talker = len(turns) % 2
-        speech = monologue(store, rng, by_speaker[pair[talker]], n_turn)
-        mixture[start : start + n_turn] = 0.05 * speech / max(float(rms(speech)), 1e-9)  # -26 dB
-        turns.append((talker, start, start + n_turn))
-        start += n_turn + round(rng.uniform(*pause_seconds) * store.sample_rate)
-    return Conversation(torch.from_numpy(mixture), turns)
 
 
 def n_valid_mixtures(recipe: Recipe, examples: Examples) -> int:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from flasepformer.data import Examples, FixedMixtures
+from flasepformer.data import Examples, FixedMixtures, Mixture
 from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
 from flasepformer.models import SeparationNetwork, load_model, save_model
 from flasepformer.models.registry import FAMILIES
@@ -27,7 +27,6 @@ from flasepformer.training.beginning import write_beginning
 from flasepformer.training.board import Board
 from flasepformer.training.examples import (
     BatchTable,
-    Conversation,
     CorruptMixtures,
     Draw,
     FurtherValidation,
@@ -469,13 +468,13 @@ class _Run:
         return scores
 
     @torch.inference_mode()
-    def _wrong_turns(self, conversations: Sequence[Conversation]) -> float:
+    def _wrong_turns(self, conversations: Sequence[Mixture]) -> float:
         """Return the share of the turns of all conversations that are on the wrong track."""
         network, accelerator = self._validated.eval(), self.accelerator
         counts = torch.zeros(2, device=accelerator.device)
-        for mixture, turns in conversations[accelerator.process_index :: accelerator.num_processes]:
-            estimates = self._estimates(network, mixture.to(accelerator.device))
-            counts += counts.new_tensor([wrong_turns(estimates, turns), len(turns)])
+        for item in conversations[accelerator.process_index :: accelerator.num_processes]:
+            estimates = self._estimates(network, item.mixture.to(accelerator.device))
+            counts += counts.new_tensor([wrong_turns(estimates, item.turns), len(item.turns)])
         self.model.train()
         n_wrong, n_turns = accelerator.reduce(counts).tolist()
         return float(n_wrong / n_turns)

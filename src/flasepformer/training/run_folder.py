@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from flasepformer.errors import FlasepformerError
+from flasepformer.files import write_whole
 
 CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.pt"
@@ -168,12 +169,11 @@ class RunFolder:
             return
         with self.curve.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        temporary = self.curve.with_suffix(".part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, CURVE_COLUMNS)
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) <= step)
-        temporary.replace(self.curve)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, CURVE_COLUMNS)
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) <= step)
+        write_whole(self.curve, table.getvalue())
 
 
 def unless_disk_full(write: Callable[[], object]) -> bool:

@@ -1,0 +1,176 @@
+"""Train the network that counts who talks at a time (`flasepformer.conversation.counting`).
+
+Usage: python recipes/counting.py SPEECH.csv OUT.safetensors [--noise FOLDER] [--conversations 60]
+
+Conversations of two train talkers with 0 to 50 % overlap, a third of them with noise, and monologues, all
+separated by the default model. Prints how many frames of the split `valid` are counted right.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flasepformer.audio import read_audio, resample
+from flasepformer.conversation.activity import filled, without_short
+from flasepformer.conversation.counting import CONTEXT, CountNetwork, features, loud_power
+from flasepformer.conversation.frames import frame_edges, in_db, smoothed, sweep
+from flasepformer.conversation.mels import N_MELS
+from flasepformer.data import plan_conversations, read_utterances
+from flasepformer.evaluation.conditions import load_noise
+from flasepformer.inference import Separator
+from flasepformer.inference.finishing import Passed, array_reader
+from flasepformer.inference.levels import TalkingLevel
+
+RATE = 8000
+OVERLAPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+MONOLOGUES = 0.25
+"""Share of the recordings in which one talks."""
+NOISY = 0.33
+CROP = 300
+BATCH = 16
+
+
+def talking_rms(waveform):
+    """Return how loud a waveform (time,) is without its pauses."""
+    level = TalkingLevel(RATE // 10)
+    level.add(waveform)
+    return level.rms()
+
+
+def speaks(source: NDArray[np.float32], rate: int = RATE) -> NDArray[np.bool_]:
+    """Return where a clean source speaks (frame,): to 35 dB below its loud frames, pauses of 0.3 s filled."""
+    n = -(-len(source) * 50 // rate)
+    edges = frame_edges(0, n, rate)
+    lengths = np.diff(np.minimum(edges, len(source)))
+    power = np.add.reduceat(np.square(source, dtype=np.float64), edges[:-1]) / lengths
+    level = in_db(smoothed(power, 3))
+    heard = level[level > -80]
+    if not len(heard):
+        return np.zeros(n, bool)
+    return without_short(filled((level > max(np.percentile(heard, 95) - 35, -80)), 0.3), 0.1)
+
+
+def recordings(
+    speech: Path, split: str, count: int, noise: Path | None, seed: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield mixtures (time,) and sources (source, time)."""
+    utterances = read_utterances(speech, split)
+    talkers = sorted({utterance.speaker for utterance in utterances})
+    rng = np.random.default_rng(seed)
+    background = load_noise([noise], RATE) if noise else None
+    for number in range(count):
+        seconds = float(rng.uniform(4, 60))
+        overlap = float(rng.choice(OVERLAPS))
+        pair = set(rng.choice(talkers, 2, replace=False).tolist())  # of all, the pairs are millions
+        said_by = [utterance for utterance in utterances if utterance.speaker in pair]
+        plan = plan_conversations(said_by, 1, seed + number, seconds=seconds, overlap=overlap)[0]
+        sources = np.zeros((2, round(seconds * RATE)), np.float32)
+        levels = 0.05 * 10 ** (rng.uniform(-5, 5, 2) / 20)
+        alone = rng.random() < MONOLOGUES
+        for turn in plan.turns:
+            if alone and turn.talker != plan.turns[0].talker:
+                continue
+            recording = read_audio(turn.utterance.path)
+            said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
+            said = said * np.float32(levels[turn.talker] / max(talking_rms(said), 1e-9))
+            first = round(turn.start_seconds * RATE)
+            last = min(first + len(said), sources.shape[-1])
+            sources[turn.talker, first:last] += said[: last - first]
+        mixture = sources.sum(0)
+        if background and rng.random() < NOISY:
+            drawn = background.draw(rng, len(mixture))
+            level = talking_rms(mixture) / max(float(np.sqrt(np.mean(drawn**2))), 1e-9)
+            mixture = mixture + drawn * np.float32(level * 10 ** (-rng.uniform(10, 30) / 20))
+        print(f"{split} {number + 1} of {count}", end="\r", flush=True)
+        yield mixture, sources
+
+
+def example(
+    separator: Separator, mixture: NDArray[np.float32], sources: NDArray[np.float32]
+) -> tuple[Tensor, Tensor]:
+    """Return features (frames, n) and how many talk (frames,)."""
+    estimates = separator.separate(mixture, RATE)
+    passed = Passed(
+        n_samples=len(mixture), sample_rate=RATE, recording=array_reader(mixture), offset=0.0,
+        n_estimate_samples=len(mixture), estimate_rate=RATE, n_sources=len(estimates),
+        mixture=array_reader(mixture), estimates=array_reader(estimates),
+    )  # fmt: skip
+    frames = sweep(passed)
+    counted = np.stack([speaks(source) for source in sources]).sum(0)
+    return features(passed, frames, 0, len(frames), loud_power(frames)), torch.from_numpy(counted)
+
+
+def train(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, seed: int = 0) -> CountNetwork:
+    """Train for so many minutes of the processor."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network = CountNetwork().train()
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=5e-2)
+    weights = np.array([len(counted) for _, counted in examples], float)
+    began, step, shown = time.process_time(), 0, 0.0
+    while (share := (time.process_time() - began) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * max(0.5 * (1 + np.cos(np.pi * share)), 0.01)
+        inputs = torch.zeros(BATCH, CROP, examples[0][0].shape[-1])
+        targets = torch.full((BATCH, CROP), -1)
+        for row, pick in enumerate(rng.choice(len(examples), BATCH, p=weights / weights.sum())):
+            feature, counted = examples[pick]
+            start = int(rng.integers(max(len(counted) - CROP, 0) + 1))
+            n = min(len(counted), CROP)
+            inputs[row, :n] = feature[start : start + n]
+            targets[row, :n] = counted[start : start + n]
+        # Other microphones and levels: a curve over the bands, the same for all three; and some noise.
+        curve = 0.15 * torch.randn(BATCH, 1, 1) + 0.3 * torch.randn(BATCH, 1, 1) * torch.linspace(
+            -1, 1, N_MELS
+        )
+        inputs = inputs + curve.repeat(1, 1, 3) + 0.1 * torch.randn_like(inputs)
+        logits = network(inputs)[:, CONTEXT:-CONTEXT]
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets[:, CONTEXT:-CONTEXT].flatten(), ignore_index=-1
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step, shown = step + 1, 0.98 * shown + 0.02 * loss.item()
+        if step % 200 == 0:
+            print(f"{share:4.0%} step {step}: loss {shown:.3f}", flush=True)
+    return network.eval()
+
+
+@torch.inference_mode()
+def confusion(network: CountNetwork, examples: Sequence[tuple[Tensor, Tensor]]) -> NDArray[np.int64]:
+    """Return frames (3, 3) by how many talked and how many were counted."""
+    table = np.zeros((3, 3), np.int64)
+    for feature, counted in examples:
+        np.add.at(table, (counted.numpy(), network(feature[None])[0].argmax(-1).numpy()), 1)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, store and score."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("speech", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--noise", type=Path)
+    parser.add_argument("--conversations", type=int, default=60)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of the processor")
+    options = parser.parse_args(arguments)
+    separator = Separator.from_pretrained(device="cpu")
+    trained, valid = (
+        [example(separator, *made) for made in recordings(options.speech, split, count, options.noise, seed)]
+        for split, count, seed in (("train", options.conversations, 1), ("valid", 12, 2))
+    )
+    network = train(trained, options.minutes)
+    save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, options.out)
+    print(confusion(network, valid))
+
+
+if __name__ == "__main__":
+    main()

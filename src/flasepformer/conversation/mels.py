@@ -1,0 +1,61 @@
+"""Mel spectrograms of pieces of a recording: what voices and talkers are told apart by."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flasepformer.inference.finishing import Read, Samples, read_resampled
+
+SAMPLE_RATE = 8000
+"""Of everything that is listened to here, in Hz."""
+HOP = 160
+"""Samples from one frame to the next: 20 ms."""
+N_FFT = 256
+N_MELS = 40
+
+_TINY = 1e-10
+
+
+@cache
+def mel_filters() -> Tensor:
+    """Return triangles of equal width in mel, 60 to 3800 Hz: (bins, mels), each of sum 1."""
+    edges = np.linspace(_mel(60.0), _mel(3800.0), N_MELS + 2)
+    hz = 700 * (10 ** (edges / 2595) - 1)
+    bins = np.arange(N_FFT // 2 + 1)[:, None] * SAMPLE_RATE / N_FFT
+    rising = (bins - hz[:-2]) / (hz[1:-1] - hz[:-2])
+    falling = (hz[2:] - bins) / (hz[2:] - hz[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling)) + 1e-6  # a narrow one may miss every bin
+    return torch.from_numpy((triangles / triangles.sum(0)).astype(np.float32))
+
+
+def _mel(hz: float) -> float:
+    return float(2595 * np.log10(1 + hz / 700))
+
+
+def log_mel(samples: Samples) -> Tensor:
+    """Return the log powers (..., frames, mels) of samples (..., time) at 8 kHz, a frame each 20 ms begun."""
+    waveform = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+    n_frames = -(-waveform.shape[-1] // HOP)
+    before = (N_FFT - HOP) // 2
+    after = n_frames * HOP + N_FFT - HOP - before - waveform.shape[-1]
+    windows = F.pad(waveform, (before, after)).unfold(-1, N_FFT, HOP) * torch.hann_window(N_FFT)
+    power = torch.fft.rfft(windows).abs().square() @ mel_filters()
+    return (power / N_FFT + _TINY).log()
+
+
+def read_mels(read: Read, n_samples: int, sample_rate: int, first: int, last: int) -> Tensor:
+    """Return the log mel powers (..., last - first, mels) of some frames, whatever the sample rate is.
+
+    Args:
+        read: Of samples (..., time).
+        n_samples: How many there are.
+        sample_rate: Of them, in Hz.
+        first: Frame.
+        last: The one after the last.
+    """
+    begin = max(first - 1, 0)  # so that the first window is whole
+    samples = read_resampled(read, n_samples, sample_rate, SAMPLE_RATE, begin * HOP, (last + 1) * HOP)
+    return log_mel(samples)[..., first - begin : last - begin, :]

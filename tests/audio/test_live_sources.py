@@ -1,0 +1,90 @@
+"""Sound devices at their edge: what is lost is counted, and an unplugged one ends the stream."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from flasepformer.audio import AudioError
+from flasepformer.audio.live_sources import Microphone, Speaker
+
+
+class PortAudio:
+    """Stands for the driver: it calls back as often as the test says."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, broken=False):
+        self.broken, self.active, self.played = broken, True, []
+
+    def query_devices(self, device, kind):
+        return {"default_samplerate": 44100.0}
+
+    def InputStream(self, **options):
+        if self.broken:
+            raise self.PortAudioError("no such device")
+        self.options = options
+        return self
+
+    OutputStream = InputStream
+
+    def start(self):
+        pass
+
+    def close(self):
+        self.active = False
+
+    def deliver(self, value, n=100, overflow=False):
+        status = SimpleNamespace(input_overflow=overflow)
+        self.options["callback"](np.full((n, 1), value, np.float32), n, None, status)
+
+    def unplug(self):
+        self.active = False
+        self.options["finished_callback"]()
+
+    write_available = 150
+
+    def write(self, samples):
+        self.played.append(samples)
+
+
+def test_a_microphone_gives_what_it_hears_until_it_is_unplugged():
+    driver = PortAudio()
+    microphone = Microphone(backend=driver)
+    assert microphone.sample_rate == 44100
+    driver.deliver(1)
+    driver.deliver(2, overflow=True)
+    driver.unplug()
+    assert [block[0, 0] for block in microphone.blocks()] == [1, 2]
+    assert (microphone.n_overruns, microphone.n_lost) == (1, 0)
+    assert "unplugged" in microphone.problem
+
+
+def test_what_nobody_takes_in_time_is_counted_and_replaced_by_silence():
+    driver = PortAudio()
+    microphone = Microphone(sample_rate=8000, block_seconds=5.0, backend=driver)  # room for two blocks
+    for value in (1, 2, 3, 4):
+        driver.deliver(value)
+    blocks = microphone.blocks()
+    heard = [next(blocks), next(blocks)]
+    driver.deliver(5)
+    heard.append(next(blocks))
+    blocks.close()
+    assert microphone.n_lost == 200
+    assert np.concatenate(heard, axis=1)[0, ::100].tolist() == [1, 2, 0, 0, 5]
+    assert microphone.problem == ""
+
+
+def test_a_speaker_never_waits_and_counts_what_has_no_room():
+    driver = PortAudio()
+    speaker = Speaker("usb", 8000, backend=driver)
+    speaker.write(np.full(200, 3.0, np.float32))
+    assert driver.played[0].shape == (150, 1)
+    assert driver.played[0].max() == 1
+    assert speaker.n_dropped == 50
+
+
+def test_a_device_that_cannot_be_opened_is_an_error_with_a_reason():
+    with pytest.raises(AudioError, match="cannot be opened: no such device"):
+        Microphone(backend=PortAudio(broken=True))

@@ -1,0 +1,102 @@
+"""What the small networks of the package hear in the real speech of the demo."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from flasepformer.audio import resample
+from flasepformer.conversation import Conversation
+from flasepformer.conversation.activity import counted_activity, runs
+from flasepformer.conversation.counting import talker_chances
+from flasepformer.conversation.frames import sweep
+from flasepformer.conversation.mels import HOP, log_mel, read_mels
+from flasepformer.conversation.turns import mend
+from flasepformer.conversation.voice import voice_of
+from flasepformer.inference.finishing import array_reader
+
+RATE = 8000
+DEMO = Path(__file__).parents[2] / "demo"
+
+
+@pytest.fixture(scope="module")
+def voices():
+    """Two people who read, (talker, time) at 8 kHz, of equal loudness."""
+    read = [soundfile.read(DEMO / f"source{number}.flac", dtype="float32") for number in (1, 2)]
+    speech = [resample(samples, rate, RATE) for samples, rate in read]
+    n = min(map(len, speech))
+    return np.stack([0.05 * samples[:n] / samples[:n].std() for samples in speech])
+
+
+def turns_of(voices, plan, seconds=1.5, pause=0.0):
+    """Return sources of turns one after the other: who speaks in each, or both; pauses end them."""
+    n = round(seconds * RATE)
+    sources = np.zeros((2, len(plan) * n), np.float32)
+    for turn, who in enumerate(plan):
+        for talker in who:
+            at = turn * n % (voices.shape[1] - n)
+            sources[talker, turn * n : (turn + 1) * n] = voices[talker, at : at + n]
+        sources[:, (turn + 1) * n - round(pause * RATE) : (turn + 1) * n] = 0
+    return sources
+
+
+def leaking(sources):
+    return (0.97 * sources + 0.03 * sources[::-1]).astype(np.float32)
+
+
+def test_a_voice_is_itself_again_and_not_another(voices):
+    n = voices.shape[1] // 2
+    one, again, other = (voice_of(log_mel(part)) for part in (voices[0, :n], voices[0, n:], voices[1, :n]))
+    assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
+    assert one @ again > one @ other + 0.2
+    assert voice_of(log_mel(0.01 * voices[0, :n])) @ one > 0.97  # from far
+
+
+def test_mels_read_in_pieces_are_those_of_the_whole(voices):
+    whole = log_mel(voices)
+    pieces = read_mels(array_reader(voices), voices.shape[1], RATE, 50, 80)
+    np.testing.assert_allclose(pieces.numpy(), whole[:, 50:80].numpy(), atol=1e-4)
+    assert whole.shape[1] == -(-voices.shape[1] // HOP)
+
+
+def test_it_is_counted_how_many_talk(voices, passed_of):
+    plan = [(), (0,), (0, 1), (1,), (), (0, 1), (0,), ()]
+    sources = turns_of(voices, plan)
+    passed = passed_of(sources.sum(0), RATE, leaking(sources))
+    frames = sweep(passed)
+    chances = talker_chances(passed, frames)
+    np.testing.assert_allclose(chances.sum(0), 1, atol=1e-5)
+    talks = counted_activity(frames, chances)
+    wanted = np.repeat([[talker in who for who in plan] for talker in (0, 1)], 75, axis=1)
+    assert (talks == wanted).mean() > 0.85  # their own pauses count as errors
+    assert talks.all(0)[(wanted.sum(0) < 2)].mean() < 0.05
+
+
+def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
+    plan = [(0,), (1,), (0,), (1,), (0,), (1,), (0,), (1,)]
+    sources = turns_of(voices, plan, pause=0.3)
+    estimates = leaking(sources)
+    wrong = slice(3 * 12000, 4 * 12000)
+    estimates[:, wrong] = estimates[::-1, wrong]
+    passed = passed_of(sources.sum(0), RATE, estimates)
+    frames = sweep(passed)
+    found = mend(passed, counted_activity(frames, talker_chances(passed, frames)))
+    assert found.n_mended >= 1
+    (first, last), *others = runs(found.swapped)
+    assert not others
+    assert (first, last) == pytest.approx((225, 300), abs=25)
+    finished = Conversation().finish(passed)
+    tracks = finished.tracks(0, passed.n_samples)
+    for track, source in zip(tracks, sources, strict=True):
+        assert np.corrcoef(track, source)[0, 1] > 0.97
+    assert finished.facts["n_mended"] == found.n_mended
+
+
+def test_one_voice_cut_into_two_tracks_is_one_person(voices, passed_of):
+    sources = turns_of(voices, [(0,)] * 6)
+    halves = np.repeat([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]], 12000, axis=1)
+    passed = passed_of(sources[0], RATE, leaking((sources[:1] * halves).astype(np.float32)))
+    finished = Conversation(speakers="auto").finish(passed)
+    assert finished.labels == ("speaker1",)
+    assert "one person talks" in finished.notes[0]

@@ -1,0 +1,31 @@
+"""Levels of a stream: what was loud so far, and the gain at which the tracks explain it."""
+
+import numpy as np
+import pytest
+
+from flasepformer.inference.live_levels import PastGain, PastLevel
+
+
+def test_the_level_is_that_of_the_talking_and_pauses_do_not_lower_it():
+    level, talking = PastLevel(0.1), np.full(100, 0.2, np.float32)
+    assert level.take(np.zeros(100, np.float32)) == 0
+    assert level.take(talking) == pytest.approx(0.2)
+    assert level.take(0.001 * talking) == pytest.approx(0.2)  # 60 dB below
+    assert level.take(2 * talking) == pytest.approx((0.2**2 / 2 + 0.4**2 / 2) ** 0.5, rel=1e-2)
+
+
+def test_after_a_minute_what_was_loud_hardly_counts():
+    level = PastLevel(0.1)
+    level.take(np.full(100, 0.5, np.float32))
+    for _ in range(600):
+        last = level.take(np.full(100, 0.1, np.float32))
+    assert last == pytest.approx(0.1, rel=0.01)
+
+
+def test_tracks_that_sum_to_half_the_mixture_are_raised_without_a_jump():
+    mixture = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    tracks = np.stack([0.2 * mixture, 0.3 * mixture])
+    gain = PastGain(0.1)
+    blocks = [gain.apply(tracks[:, i : i + 100], mixture[i : i + 100]).sum(0) for i in (0, 100, 200)]
+    assert blocks[0][0] == pytest.approx(0.5 * mixture[0] * 1.01)  # a hundredth of the way
+    assert np.allclose(np.concatenate(blocks[1:]), mixture[100:], rtol=1e-5)

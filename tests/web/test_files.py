@@ -1,0 +1,77 @@
+"""The page is whole, built from the sources that lie beside it, and can be written anywhere."""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from flasepformer.models import load_model
+from flasepformer.web import PageError, page_files, write_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_built_page_is_that_of_the_sources():
+    built = json.loads((ROOT / "src/flasepformer/web/built.json").read_text())
+    web = ROOT / "web"
+    names = {"build.mjs", "package-lock.json", *(f"src/{path.name}" for path in (web / "src").iterdir())}
+    assert set(built) == names, "run `make page`"
+    for name, digest in built.items():
+        assert hashlib.sha256((web / name).read_bytes()).hexdigest() == digest, f"{name}: run `make page`"
+
+
+def test_what_was_vendored_is_pinned_with_its_digest():
+    locked = json.loads((ROOT / "web/package-lock.json").read_text())["packages"]
+    assert {"node_modules/onnxruntime-web", "node_modules/mediabunny"} <= set(locked)
+    assert all("integrity" in about for name, about in locked.items() if name)
+    licences = page_files()["licences.txt"].read().decode()
+    for name in ("onnxruntime-web", "mediabunny"):
+        assert f"{name} {locked[f'node_modules/{name}']['version']}, " in licences
+
+
+def test_no_file_of_the_page_names_another_address_to_load_from():
+    for name in ("index.html", "style.css", "main.js", "sw.js", "tap.js", "manifest.webmanifest"):
+        text = page_files()[name].read().decode().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text
+        assert "https:" not in text.replace("https, or 127.0.0.1", "")
+
+
+def test_the_page_knows_the_default_model():
+    about, network = json.loads(page_files()["model.json"].read()), load_model("default")
+    for name in ("sample_rate", "n_sources", "hop_length", "window_length", "frames_per_step"):
+        assert about[name] == getattr(network, name)
+
+
+def test_the_graph_of_the_page_takes_its_weights_from_where_they_lie_in_the_package():
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_from_string(page_files()["graph.onnx"].read()).graph
+    weights = page_files()["weights.safetensors"].read()
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    outside = [tensor for tensor in graph.initializer if tensor.external_data]
+    assert len(outside) == sum(place["dtype"] == "F16" for place in header.values())
+    for tensor in outside:
+        place = header[tensor.name.removeprefix("network.").removesuffix(".half")]
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        assert list(tensor.dims) == place["shape"]
+        assert int(told["offset"]) == place["data_offsets"][0]
+        assert int(told["length"]) == place["data_offsets"][1] - place["data_offsets"][0]
+
+
+def test_the_page_is_written_whole_and_over_an_earlier_one_but_not_among_other_files(tmp_path):
+    folder = tmp_path / "page"
+    assert len(write_page(folder)) == len(page_files())
+    write_page(folder)
+    listed = json.loads((folder / "files.json").read_text())
+    for name, integrity in listed["files"].items():
+        digest = hashlib.sha256((folder / name).read_bytes()).digest()
+        assert integrity == "sha256-" + base64.b64encode(digest).decode()
+    assert sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    ) == sorted(page_files())
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(PageError, match="something else"):
+        write_page(tmp_path)
+    with pytest.raises(PageError, match="is a file"):
+        write_page(tmp_path / "mine.txt")

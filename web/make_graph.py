@@ -1,0 +1,140 @@
+"""Write the network of the page, `graph.onnx`, which refers to the weights of the default model as they are.
+
+Needs the packages onnx and onnxscript. To be run anew when the network changes, not when its weights do:
+
+    python web/make_graph.py
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from flasepformer.models import load_model
+from flasepformer.models.network import SeparationNetwork
+from flasepformer.ops import overlap_add
+from flasepformer.running import Whole
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "src/flasepformer/pretrained/default/model.safetensors"
+PAGE = ROOT / "web/src"
+
+
+class _Real(Whole):
+    """Plays a score on whole steps of frames, of which those beyond the recording count for nothing.
+
+    Graphs of a free length want a multiple of `frames_per_step` frames from the beginning, whereas the score
+    normalises those of the recording and fills up with zeros only then.
+    """
+
+    def __init__(self, network: SeparationNetwork, real: Tensor) -> None:
+        super().__init__()
+        self.first, self.real = network.feature_norm, real
+
+    def through(self, x: Tensor, *layers: nn.Module) -> Tensor:
+        if layers[0] is self.first:
+            count = self.real.sum(1) * x.shape[-1]  # (batch, 1)
+            mean = (x * self.real).sum((1, 2)).unsqueeze(1) / count
+            variance = ((x - mean.unsqueeze(-1)).square() * self.real).sum((1, 2)).unsqueeze(1) / count
+            scale = torch.rsqrt(variance + self.first.eps)
+            x, layers = self.first._normalize(x, scale[:, 0], mean[:, 0]), layers[1:]
+        return super().through(x, *layers)
+
+    def fill(self, x: Tensor, multiple: int) -> Tensor:
+        return x * self.real
+
+
+class PageNetwork(nn.Module):
+    """The network at its own level, on whole steps.
+
+    Shape: samples (batch, time), real (batch, frames, 1) to (batch, source, time); `real` is 1 for frames of
+    the recording, then 0.
+    """
+
+    def __init__(self, network: SeparationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, samples: Tensor, real: Tensor) -> Tensor:
+        windows = self.network.flow(_Real(self.network, real), self.network.analyse(samples))
+        return overlap_add(windows * real, self.network.hop_length).unflatten(0, (-1, self.network.n_sources))
+
+
+def export(network: SeparationNetwork) -> onnx.ModelProto:
+    """Export with a free number of steps."""
+    step, beyond = network.hop_length * network.frames_per_step, network.window_length - network.hop_length
+    example = torch.randn(1, 8 * step + beyond), torch.ones(1, 8 * network.frames_per_step, 1)
+    steps = torch.export.Dim("steps", min=1, max=10**6)
+    free = {1: steps * step + beyond}, {1: steps * network.frames_per_step}
+    with torch.no_grad():
+        program = torch.export.export(PageNetwork(network), example, dynamic_shapes=free, strict=False)
+        exported = torch.onnx.export(
+            program, example, input_names=["samples", "real"], output_names=["estimates"], dynamo=True,
+            optimize=False, verbose=False,
+        )  # fmt: skip
+    return exported.model_proto
+
+
+def share_weights(model: onnx.ModelProto, weights: bytes) -> int:
+    """Take every weight out of a graph that lies in the safetensors file; return their number.
+
+    Each becomes a tensor of half precision outside the graph, at its place behind the header of the file, and
+    is widened when the graph is loaded.
+
+    Raises:
+        ValueError: If a weight is not that of the file.
+    """
+    n_header = int.from_bytes(weights[:8], "little")
+    places = json.loads(weights[8 : 8 + n_header])
+    graph, kept, casts = model.graph, [], []
+    for tensor in graph.initializer:
+        place = places.get(tensor.name.removeprefix("network."))
+        if place is None or place["dtype"] != "F16":
+            kept.append(tensor)
+            continue
+        first, last = place["data_offsets"]
+        stored = np.frombuffer(weights[8 + n_header + first : 8 + n_header + last], np.float16)
+        if not np.array_equal(stored.astype(np.float32), numpy_helper.to_array(tensor).ravel()):
+            raise ValueError(f"{tensor.name} is not the weight of that name in the file")
+        outside = TensorProto(
+            name=f"{tensor.name}.half", data_type=TensorProto.FLOAT16, dims=tensor.dims,
+            data_location=TensorProto.EXTERNAL,
+        )  # fmt: skip
+        for key, value in {"location": "weights", "offset": first, "length": last - first}.items():
+            outside.external_data.add(key=key, value=str(value))
+        casts.append(helper.make_node("Cast", [outside.name], [tensor.name], to=TensorProto.FLOAT))
+        kept.append(outside)
+    nodes = list(graph.node)
+    del graph.initializer[:], graph.node[:], graph.value_info[:]
+    graph.initializer.extend(kept)
+    graph.node.extend([*casts, *nodes])
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for described in (*graph.input, *graph.output):
+        del described.metadata_props[:]
+    del graph.metadata_props[:], model.metadata_props[:]
+    return len(casts)
+
+
+def main(model: onnx.ModelProto | None = None) -> None:
+    """Write the graph and what the page has to know of it."""
+    network = load_model("default").eval()
+    model = model or export(network)
+    n_shared = share_weights(model, WEIGHTS.read_bytes())
+    (PAGE / "graph.onnx").write_bytes(model.SerializeToString())
+    about = {
+        "name": "default", "licence": "CC BY-SA 4.0", "graph": "graph.onnx", "weights": "weights.safetensors",
+        "sample_rate": network.sample_rate, "n_sources": network.n_sources, "hop_length": network.hop_length,
+        "window_length": network.window_length, "frames_per_step": network.frames_per_step,
+    }  # fmt: skip
+    (PAGE / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
+    print(f"{PAGE / 'graph.onnx'}: {model.ByteSize():,} bytes, {n_shared} weights outside")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+// The network as ONNX Runtime sees it. Padding and levelling stand in `separate`, and nowhere else.
+import * as ort from "onnxruntime-web/wasm";
+
+export type Model = {
+  name: string;
+  licence: string;
+  graph: string;
+  weights: string;
+  sample_rate: number;
+  n_sources: number;
+  hop_length: number;
+  window_length: number;
+  frames_per_step: number;
+};
+
+export class Network {
+  private constructor(readonly model: Model, private readonly session: ort.InferenceSession, readonly nThreads: number) {}
+
+  static async load(): Promise<Network> {
+    const isolated = (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated === true;
+    const nThreads = isolated ? Math.max(1, Math.min(4, navigator.hardwareConcurrency || 1)) : 1;
+    ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
+    ort.env.wasm.numThreads = nThreads;
+    const model: Model = JSON.parse(new TextDecoder().decode(await fetched("model.json")));
+    const [graph, file] = await Promise.all([fetched(model.graph), fetched(model.weights)]);
+    // A safetensors file is the length of a header, the header, and the tensors, which the graph refers to.
+    const nHeader = Number(new DataView(file.buffer).getBigUint64(0, true));
+    const weights = file.slice(8 + nHeader);
+    const session = await ort.InferenceSession.create(graph, {
+      executionProviders: ["wasm"],
+      externalData: [{ path: "weights", data: weights }],
+      graphOptimizationLevel: "all",
+      logSeverityLevel: 3,
+    });
+    return new Network(model, session, nThreads);
+  }
+
+  /** Separate a mixture of any length at the model's sample rate into tracks of the same length. */
+  async separate(mixture: Float32Array): Promise<Float32Array[]> {
+    const { hop_length: hop, window_length: window, frames_per_step: perStep, n_sources: nSources } = this.model;
+    const nFrames = Math.ceil(Math.max(mixture.length - window, 0) / hop) + 1;
+    const nWhole = Math.ceil(nFrames / perStep) * perStep;
+    const level = deviation(mixture);
+    const samples = new Float32Array((nWhole - 1) * hop + window);
+    for (let n = 0; n < mixture.length; n++) samples[n] = level > 0 ? mixture[n] / level : mixture[n];
+    const real = new Float32Array(nWhole).fill(1, 0, nFrames);
+    const feeds = {
+      samples: new ort.Tensor("float32", samples, [1, samples.length]),
+      real: new ort.Tensor("float32", real, [1, nWhole, 1]),
+    };
+    const { estimates } = await this.session.run(feeds);
+    const data = estimates.data as Float32Array;
+    const tracks = Array.from({ length: nSources }, (_, source) =>
+      data.slice(source * samples.length, source * samples.length + mixture.length),
+    );
+    estimates.dispose();
+    for (const track of tracks) for (let n = 0; n < track.length; n++) track[n] *= level;
+    return tracks;
+  }
+}
+
+async function fetched(name: string): Promise<Uint8Array> {
+  const response = await fetch(new URL(name, self.location.href));
+  if (!response.ok) throw new Error(`${name}: ${response.status}`);
+  return new Uint8Array(await response.arrayBuffer());
+}
+
+function deviation(samples: Float32Array): number {
+  let [sum, squares] = [0, 0];
+  for (const sample of samples) sum += sample;
+  const mean = sum / samples.length;
+  for (const sample of samples) squares += (sample - mean) ** 2;
+  return Math.sqrt(squares / samples.length);
+}

@@ -1,0 +1,261 @@
+// The work, away from the page: read a recording, separate it, write tracks.
+import { ALL_FORMATS, AudioSampleSink, BlobSource, Input } from "mediabunny";
+
+import { Network } from "./network";
+import {
+  DOUBTFUL_MARGIN, Resampler, SILENCE_PEAK, explainingGains, levelOf, mixDown, peak, scale, separateInChunks,
+  silentSpans, subtractMean, talkersHaveChannels,
+} from "./signal";
+
+const WHOLE_SECONDS = 60; // up to here in one go
+const CHUNK_SECONDS = 30;
+const OVERLAP_SECONDS = 5;
+const MAX_HOURS = 6;
+
+export type Recording =
+  | { kind: "file"; file: File }
+  | { kind: "samples"; channels: Float32Array[]; sampleRate: number };
+export type Step = "loading" | "reading" | "separating" | "finishing";
+export type Report = {
+  seconds: number;
+  sample_rate: number;
+  model: string;
+  licence: string;
+  model_sample_rate: number;
+  mode: "whole" | "chunks" | "channels" | "silence";
+  threads: number;
+  real_time_factor: number;
+  doubtful_joins_seconds: number[];
+  n_joins: number;
+  warnings: string[];
+};
+export type Result = { mixture: Float32Array; tracks: Float32Array[]; nSamples: number; report: Report };
+export type ErrorCode =
+  | "empty" | "undecodable" | "noAudio" | "codec" | "tooLong" | "tooShort" | "lowRate" | "notFinite" | "memory"
+  | "noWasm" | "noModel" | "unreadable" | "unknown";
+
+class Problem extends Error {
+  constructor(readonly code: ErrorCode, detail = "") {
+    super(detail);
+  }
+}
+
+let network: Promise<Network> | undefined;
+const tell = (step: Step, share: number) => postMessage({ type: "progress", step, share });
+
+self.onmessage = async ({ data }) => {
+  try {
+    if (data.type === "separate") {
+      const result = await separate(data.recording);
+      const buffers = [result.mixture, ...result.tracks].map((samples) => samples.buffer as ArrayBuffer);
+      postMessage({ type: "result", result }, { transfer: buffers });
+    } else if (data.type === "wav") {
+      postMessage({ type: "wav", id: data.id, blob: wav(data.samples, data.from, data.to, data.nSamples, data.gain) });
+    }
+  } catch (error) {
+    postMessage({ type: "error", id: data.id, ...explained(error) });
+  }
+};
+
+function explained(error: unknown): { code: ErrorCode; detail: string } {
+  if (error instanceof Problem) return { code: error.code, detail: error.message };
+  const detail = String(error instanceof Error ? error.message : error);
+  if (error instanceof RangeError || /memory|alloc|bad_alloc/i.test(detail)) return { code: "memory", detail };
+  return { code: "unknown", detail };
+}
+
+function load(): Promise<Network> {
+  if (typeof WebAssembly === "undefined") throw new Problem("noWasm");
+  network ??= Network.load().catch((error) => {
+    network = undefined;
+    if (explained(error).code === "memory") throw error;
+    throw new Problem("noModel", String(error?.message ?? error));
+  });
+  return network;
+}
+
+async function separate(recording: Recording): Promise<Result> {
+  tell("loading", 0);
+  const loaded = await load();
+  const rate = loaded.model.sample_rate;
+  tell("reading", 0);
+  const read = recording.kind === "file" ? await readFile(recording.file, rate) : readSamples(recording, rate);
+  const began = performance.now();
+  const result = await tracksOf(read, loaded);
+  result.report.real_time_factor = (performance.now() - began) / 1000 / result.report.seconds;
+  return result;
+}
+
+type Read = { channels: Float32Array[]; sampleRate: number; nSamples: number };
+
+/** Brings blocks of one or two channels to the model's rate as they come. */
+class Reader {
+  private readonly resamplers: Resampler[];
+  private readonly blocks: Float32Array[][];
+  nSamples = 0;
+
+  constructor(readonly sampleRate: number, readonly nChannels: number, private readonly rate: number) {
+    if (sampleRate < 2000) throw new Problem("lowRate", String(sampleRate));
+    this.resamplers = Array.from({ length: nChannels }, () => new Resampler(sampleRate, rate));
+    this.blocks = this.resamplers.map(() => []);
+  }
+
+  push(channels: Float32Array[]): void {
+    this.nSamples += channels[0].length;
+    if (this.nSamples > MAX_HOURS * 3600 * this.sampleRate) throw new Problem("tooLong");
+    channels.forEach((channel, index) => this.blocks[index].push(this.resamplers[index].push(channel)));
+  }
+
+  finish(): Read {
+    const channels = this.blocks.map((blocks, index) => {
+      blocks.push(this.resamplers[index].finish());
+      const joined = new Float32Array(blocks.reduce((sum, block) => sum + block.length, 0));
+      let at = 0;
+      for (const block of blocks.splice(0)) {
+        joined.set(block, at);
+        at += block.length;
+      }
+      return joined;
+    });
+    return { channels, sampleRate: this.sampleRate, nSamples: this.nSamples };
+  }
+}
+
+function readSamples({ channels, sampleRate }: { channels: Float32Array[]; sampleRate: number }, rate: number): Read {
+  const reader = new Reader(sampleRate, channels.length, rate);
+  reader.push(channels);
+  return reader.finish();
+}
+
+async function readFile(file: File, rate: number): Promise<Read> {
+  if (file.size === 0) throw new Problem("empty");
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch (error) {
+    throw new Problem("unreadable", String(error));
+  }
+  const input = new Input({ source: new BlobSource(file), formats: ALL_FORMATS });
+  let reader: Reader | undefined;
+  try {
+    const track = await input.getPrimaryAudioTrack();
+    if (!track) throw new Problem("noAudio");
+    if (!(await track.canDecode())) throw new Problem("codec", String(await track.getCodec()));
+    const seconds = await track.computeDuration();
+    if (seconds > MAX_HOURS * 3600) throw new Problem("tooLong");
+    for await (const sample of new AudioSampleSink(track).samples()) {
+      const { numberOfChannels: n, sampleRate, numberOfFrames } = sample;
+      const planes = Array.from({ length: n }, (_, planeIndex) => {
+        const plane = new Float32Array(numberOfFrames);
+        sample.copyTo(plane, { planeIndex, format: "f32-planar" });
+        return plane;
+      });
+      sample.close();
+      reader ??= new Reader(sampleRate, n === 2 ? 2 : 1, rate);
+      if (sampleRate !== reader.sampleRate) throw new Problem("undecodable", "the sample rate changes");
+      reader.push(reader.nChannels === 2 && n === 2 ? planes : [average(planes)]);
+      tell("reading", Math.min(1, reader.nSamples / sampleRate / seconds));
+    }
+  } catch (error) {
+    if (error instanceof Problem || explained(error).code === "memory") throw error;
+    throw new Problem("undecodable", String(error instanceof Error ? error.message : error));
+  } finally {
+    input.dispose();
+  }
+  if (!reader) throw new Problem("empty");
+  return reader.finish();
+}
+
+function average(planes: Float32Array[]): Float32Array {
+  if (planes.length === 1) return planes[0];
+  const sum = new Float32Array(planes[0].length);
+  for (const plane of planes) for (let n = 0; n < sum.length; n++) sum[n] += plane[n] / planes.length;
+  return sum;
+}
+
+async function tracksOf(read: Read, loaded: Network): Promise<Result> {
+  const { model } = loaded;
+  const rate = model.sample_rate;
+  const { channels, nSamples } = read;
+  if (nSamples < 1) throw new Problem("tooShort");
+  if (!channels.every((channel) => Number.isFinite(peak(channel)))) throw new Problem("notFinite");
+  const report: Report = {
+    seconds: nSamples / read.sampleRate, sample_rate: read.sampleRate, model: model.name, licence: model.licence,
+    model_sample_rate: rate, mode: "whole", threads: loaded.nThreads, real_time_factor: 0,
+    doubtful_joins_seconds: [], n_joins: 0, warnings: [],
+  };
+  if (channels.length === 2 && talkersHaveChannels(channels, rate)) {
+    report.mode = "channels";
+    const mixture = channels[0].map((sample, n) => (sample + channels[1][n]) / 2);
+    return { mixture, tracks: channels, nSamples, report };
+  }
+  let mixture = channels[0];
+  if (channels.length === 2) {
+    const mixed = mixDown(channels);
+    mixture = mixed.mixture;
+    if (mixed.antiphase) report.warnings.push("antiphase");
+  }
+  subtractMean(mixture);
+  if (peak(mixture) < SILENCE_PEAK) {
+    report.mode = "silence";
+    return { mixture, tracks: [0, 1].map(() => new Float32Array(mixture.length)), nSamples, report };
+  }
+  if (read.sampleRate < 0.9 * rate) report.warnings.push("narrow");
+  const level = levelOf(mixture, rate);
+  const spans = silentSpans(mixture, rate);
+  scale(mixture, 1 / level);
+  tell("separating", 0);
+  const whole = mixture.length <= WHOLE_SECONDS * rate;
+  const { tracks, joins } = await separateInChunks((chunk) => loaded.separate(chunk), mixture, {
+    length: whole ? mixture.length : CHUNK_SECONDS * rate,
+    overlap: whole ? 0 : OVERLAP_SECONDS * rate,
+    silence: SILENCE_PEAK / level,
+    progress: (share) => tell("separating", share),
+  });
+  tell("finishing", 1);
+  for (const track of tracks) {
+    if (!Number.isFinite(peak(track))) throw new Problem("unknown", "the network's answer is not finite");
+    subtractMean(track);
+  }
+  const gains = explainingGains(mixture, tracks);
+  tracks.forEach((track, index) => {
+    scale(track, gains[index] * level);
+    for (const [first, end] of spans) track.fill(0, first, end);
+  });
+  scale(mixture, level);
+  report.mode = whole ? "whole" : "chunks";
+  report.n_joins = joins.length;
+  report.doubtful_joins_seconds = joins.filter((j) => j.margin < DOUBTFUL_MARGIN).map((j) => j.sample / rate);
+  return { mixture, tracks, nSamples, report };
+}
+
+/** Write a track as 16-bit WAV at the recording's rate and of its exact length. */
+function wav(samples: Float32Array, from: number, to: number, nSamples: number, gain: number): Blob {
+  const header = new DataView(new ArrayBuffer(44));
+  const text = (at: number, word: string) => [...word].forEach((c, n) => header.setUint8(at + n, c.charCodeAt(0)));
+  text(0, "RIFF");
+  header.setUint32(4, 36 + 2 * nSamples, true);
+  text(8, "WAVEfmt ");
+  header.setUint32(16, 16, true);
+  header.setUint16(20, 1, true);
+  header.setUint16(22, 1, true);
+  header.setUint32(24, to, true);
+  header.setUint32(28, 2 * to, true);
+  header.setUint16(32, 2, true);
+  header.setUint16(34, 16, true);
+  text(36, "data");
+  header.setUint32(40, 2 * nSamples, true);
+  const parts: BlobPart[] = [header.buffer as ArrayBuffer];
+  const resampler = new Resampler(from, to);
+  let left = nSamples;
+  const write = (block: Float32Array) => {
+    const n = Math.min(block.length, left);
+    const pcm = new Int16Array(n);
+    for (let k = 0; k < n; k++) pcm[k] = Math.max(-32768, Math.min(32767, Math.round(block[k] * gain * 32768)));
+    parts.push(pcm.buffer as ArrayBuffer);
+    left -= n;
+  };
+  for (let first = 0; first < samples.length; first += 1 << 18) write(resampler.push(samples.subarray(first, first + (1 << 18))));
+  write(resampler.finish());
+  if (left > 0) write(new Float32Array(left));
+  return new Blob(parts, { type: "audio/wav" });
+}
