@@ -36,7 +36,7 @@ from flasepformer.installing import how_to_install
 
 __all__ = ["app", "main"]
 
-_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub", "filelock": "hub"}
+_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub"}
 """Which extra brings a package that only some commands need."""
 
 _HELP = {"help_option_names": ["-h", "--help"]}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flasepformer.files import write_whole
 from flasepformer.models.errors import CheckpointError
-from flasepformer.models.layouts import LAYOUTS
+from flasepformer.models.layouts import LAYOUTS, PublishedCheckpoint
 from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.registry import (
     DEFAULT_MODEL,
@@ -187,8 +187,44 @@ def convert_checkpoint(
     return checkpoint.info
 
 
+def convert_published_weights(
+    weights_path: Path,
+    folder: Path,
+    *,
+    layout: str,
+    family: str,
+    fields: Mapping[str, Any],
+    info: Mapping[str, Any],
+) -> ModelInfo:
+    """Write weights that were published elsewhere in our format, where the config of their network is known.
+
+    Args:
+        weights_path: The file, in a layout whose weights can be read alone.
+        folder: Where to write; made if missing.
+        layout: Name of that layout.
+        family: Key of `FAMILIES`.
+        fields: Of that family's config.
+        info: What is known of the weights; see `save_model`.
+
+    Raises:
+        CheckpointError: The file is damaged, or is not of that network.
+    """
+    read_weights = LAYOUTS[layout].read_weights
+    assert read_weights is not None
+    weights, told = read_weights(weights_path)
+    published = PublishedCheckpoint(
+        family=family, fields={**fields, **told}, weights=weights, weights_path=weights_path, settings={}
+    )
+    checkpoint = _build_published(layout, published, weights_path, str(weights_path))
+    _write_converted(checkpoint, folder, info)
+    return checkpoint.info
+
+
 def _write_converted(
-    checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None, dtype: torch.dtype
+    checkpoint: _Checkpoint,
+    folder: Path,
+    info: Mapping[str, Any] | None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
@@ -296,8 +332,14 @@ def _read_origin(folder: Path, origin: Any) -> _Origin | None:
 
 
 def _load_published(layout_name: str, settings_path: Path, weights_path: Path, name: str) -> _Checkpoint:
-    layout = LAYOUTS[layout_name]
-    published = layout.read(settings_path, weights_path)
+    published = LAYOUTS[layout_name].read(settings_path, weights_path)
+    return _build_published(layout_name, published, settings_path, name)
+
+
+def _build_published(
+    layout_name: str, published: PublishedCheckpoint, settings_path: Path, name: str
+) -> _Checkpoint:
+    layout, weights_path = LAYOUTS[layout_name], published.weights_path
     config = _build_config(FAMILIES[published.family][0], published.fields, settings_path)
     names = layout.names(config)
     model = _build_empty(published.family, config)

@@ -317,7 +317,7 @@ def _announced(response: Any) -> int | None:
 
 def _refuse(response: HTTPError) -> NoReturn:
     """Say what a status means that is not that of a file."""
-    host, status = _host(response.url or ""), response.status
+    host, status = _host(response.url or ""), response.code
     if 300 <= status < 400:
         if response.headers.get("Location") and "redirection to url" not in str(response.reason).lower():
             raise FetchError(f"{host} leads from one address to the next and never to the file")
