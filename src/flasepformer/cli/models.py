@@ -51,8 +51,14 @@ def models(
     )
 
 
+_USES = {
+    "default": "low cost, comes with the package",
+    "default-live": "while people talk, 80 ms late",
+}  # fmt: skip
+
+
 def _ours(info: "ModelInfo") -> tuple[str, ...]:
-    return (info.name, "low cost, comes with the package" if info.name == "default" else "an earlier default",
+    return (info.name, _USES.get(info.name, "an earlier default"),
             "?", "-", info.licence, "see licence", "-", "yes", "?", "?")  # fmt: skip
 
 

@@ -28,7 +28,15 @@ from flasepformer.layers import (
     with_past,
 )
 from flasepformer.models.fast_convolution import FastConvolution, swiglu
-from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.models.network import (
+    Block,
+    Modules,
+    SeparationNetwork,
+    X,
+    check_causal,
+    check_fields,
+    decay,
+)
 from flasepformer.ops import KeyValueSums, cut_frames, real_fft, real_ifft
 from flasepformer.running import Performer, Samples, read_reflected
 
@@ -99,6 +107,10 @@ class TFLocoformerConfig:
     """Divide the mixture by its standard deviation and give it back to the estimates."""
     causal: bool = False
     """Let no frame depend on a later one, so that the network can be played live."""
+    look_ahead: int = 0
+    """Frames that a causal network waits, and hears, before it answers."""
+    forget_seconds: float = 0.0
+    """Time constant with which a causal network forgets what it sums up; 0: never."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -106,6 +118,7 @@ class TFLocoformerConfig:
             "n_blocks": (1, 32), "n_channels": (1, 1024), "n_heads": (1, 64), "n_groups": (1, 256),
             "attention_channels": (2, 1024), "feed_forward_channels": (1, 2048),
             "feed_forward_kernel": (1, 32), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
+            "look_ahead": (0, 1024),
         }  # fmt: skip
         flags = ("gated", "repeat_input", "normalize_variance", "causal")
         check_fields(self, bounds, flags, {"attention": get_args(Attention)})
@@ -114,6 +127,7 @@ class TFLocoformerConfig:
                 "a causal network has linear attention over time and takes the mixture at the level it has; "
                 'set attention to "focused_linear" and normalize_variance to false'
             )
+        check_causal(self)
         for name, divisor, unit in (
             ("n_fft", 2, "2"),
             ("n_channels", self.n_heads, "n_heads"),
@@ -130,6 +144,11 @@ class TFLocoformerConfig:
             raise ValueError(f"value_kernel_size must be odd or 0, got {self.value_kernel_size}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    @property
+    def decay(self) -> float:
+        """What is left of a sum after a frame."""
+        return decay(self.forget_seconds, self.hop_length / self.sample_rate)
 
 
 class TFLocoformer(SeparationNetwork):
@@ -148,9 +167,10 @@ class TFLocoformer(SeparationNetwork):
         self.config: TFLocoformerConfig = config
         self.window_length, self.features = config.n_fft, (config.n_fft // 2 + 1, 2)
         self.lead = config.n_fft - config.hop_length if config.causal else config.n_fft // 2
+        self.look_ahead = config.look_ahead
         self.in_pieces = config.attention != "softmax"
         self.input_conv = BinConv(2, config.n_channels, config.causal)
-        self.input_norm = GlobalNorm(config.n_channels, causal=config.causal)
+        self.input_norm = GlobalNorm(config.n_channels, causal=config.causal, decay=config.decay)
         self.blocks: Modules[BlockPair] = Modules(BlockPair(config) for _ in range(config.n_blocks))
         self.output_conv = BinConv(config.n_channels, 2 * config.n_sources, config.causal, transposed=True)
         self._initialize()
@@ -175,7 +195,7 @@ class TFLocoformer(SeparationNetwork):
 
     def n_frames(self, n_samples: int) -> int:
         if self.causal:
-            return -(-(n_samples + self.lead) // self.hop_length)
+            return -(-(n_samples + self.lag) // self.hop_length)
         return 1 + max(n_samples, self.lead + 1) // self.hop_length
 
     def squared_window(self, like: Tensor) -> Tensor | None:
@@ -402,7 +422,9 @@ def time_attention(config: TFLocoformerConfig) -> TimeAttention:
     """Return linear attention over time with its gate and residual connection."""
     n_channels, n_groups, causal = config.n_channels, config.n_groups, config.causal
     power = config.focusing_power if config.attention == "focused_linear" else 1
-    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size, causal)
+    attention = FocusedLinearAttention(
+        n_channels, config.n_heads, power, config.value_kernel_size, causal, config.decay
+    )
     gate_norm = RMSGroupNorm(n_channels, n_groups) if config.gated else None
     norm = RMSGroupNorm(n_channels, n_groups)
     # Differs from the paper: the published weights were trained with a second residual connection.
