@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flasepformer.layers import GlobalLayer, Join, Layer, WholeLayer
-from flasepformer.running.frames import FrameMemory, Frames
+from flasepformer.running.frames import FrameMemory, Frames, keep_passing_memory
 from flasepformer.running.threads import Threads
 
 CACHE_BYTES = 1 << 21
@@ -168,6 +168,8 @@ class Pieces:
         self.memory = FrameMemory() if memory is None else memory
         self.progress = progress
         self.rehearsal = rehearsal
+        if self.device.type == "cpu" and not rehearsal:
+            keep_passing_memory()
         self.work = 0
         """Frames gone through, those of every sequence in the batch."""
 
