@@ -46,8 +46,9 @@ PIECE_ROWS = 1 << 14
 ACCELERATOR_ROWS = 1 << 17
 """The same on other devices: enough to keep one busy, 0.2 GB of M's widest features."""
 
-FRAMES_AT_ONCE = 8
-"""Frames whose bins are convolved fast at a time: enough to use a kernel well, few enough for the cache."""
+AT_ONCE = 8
+"""Frames whose bins, or bins whose frames, go through a layer at a time: enough to use a kernel well, few
+enough for the cache."""
 
 SHORTEST_FAST_KERNEL = 6
 """Kernels from which `FastConvolution` is faster: with 8 taps a seventh off S, a third off M."""
@@ -344,26 +345,26 @@ class FastConvSwiGLU(Layer):
         self.contract = FastConvolution(contract, layer.contract.bias)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return torch.stack(
-            [self._along_frames(y) if self.axis == "frames" else self._along_bins(y) for y in x]
-        )
-
-    def _along_frames(self, x: Tensor) -> Tensor:
-        padded = F.pad(self.norm(x), (0, 0, 0, 0, self.reach, self.reach))
-        return self.contract(swiglu(self.expand(padded))).add_(x)
-
-    def _along_bins(self, x: Tensor) -> Tensor:
-        result = torch.empty_like(x)
-        for some, out in zip(x.split(FRAMES_AT_ONCE), result.split(FRAMES_AT_ONCE), strict=True):
-            # All frames are one sequence; the zeros before a frame are also those after the frame before.
-            n_frames, n_bins, n_channels = some.shape
-            period = n_bins + self.reach
-            sequence = x.new_zeros(n_frames * period + 2 * self.reach, 1, n_channels)
-            frames = sequence[: n_frames * period].view(n_frames, period, n_channels)
-            frames[:, self.reach :] = self.norm(some)
-            y = self.contract(swiglu(self.expand(sequence))).view(n_frames, period, n_channels)
-            torch.add(some, y[:, :n_bins], out=out)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        along, dim = (self._along_frames, 2) if self.axis == "frames" else (self._along_bins, 1)
+        for recording, whole in zip(x.split(1), result.split(1), strict=True):
+            for some, out in zip(recording.split(AT_ONCE, dim), whole.split(AT_ONCE, dim), strict=True):
+                along(some[0], out[0])
         return result
+
+    def _along_frames(self, x: Tensor, out: Tensor) -> None:
+        padded = F.pad(self.norm(x), (0, 0, 0, 0, self.reach, self.reach))
+        torch.add(x, self.contract(swiglu(self.expand(padded))), out=out)
+
+    def _along_bins(self, x: Tensor, out: Tensor) -> None:
+        # All frames are one sequence; the zeros before a frame are also those after the frame before.
+        n_frames, n_bins, n_channels = x.shape
+        period = n_bins + self.reach
+        sequence = x.new_zeros(n_frames * period + 2 * self.reach, 1, n_channels)
+        frames = sequence[: n_frames * period].view(n_frames, period, n_channels)
+        frames[:, self.reach :] = self.norm(x)
+        y = self.contract(swiglu(self.expand(sequence))).view(n_frames, period, n_channels)
+        torch.add(x, y[:, :n_bins], out=out)
 
 
 class SoftmaxAttention(Layer):
@@ -405,14 +406,34 @@ class FrameAttention(SoftmaxAttention, WholeLayer):
 
 
 class TimeAttention(GatedResidualAttention):
-    """Linear attention along the frames of every bin; (batch, frames, bins, channels), in and out."""
+    """Linear attention along the frames of every bin; (batch, frames, bins, channels), in and out.
+
+    Where the sums are known, a few bins at a time, so that all that passes stays in the cache.
+    """
 
     def summarize(self, x: Tensor) -> KeyValueSums:
-        return super().summarize(by_bin(x))
+        parts = [super(TimeAttention, self).summarize(by_bin(some)) for some in x.split(AT_ONCE, dim=2)]
+        context, key = (
+            torch.cat([some.unflatten(0, (len(x), -1)) for some in sums], dim=1)  # (batch, bins, heads, ...)
+            for sums in zip(*((part.context, part.key) for part in parts), strict=True)
+        )
+        return KeyValueSums(context, key, x.shape[1])
 
     def given(self, summary: KeyValueSums) -> Given:
-        update = super().given(summary)
-        return lambda x, first: by_frame(update(by_bin(x), first), x.shape[0])
+        groups = zip(*(t.split(AT_ONCE, dim=1) for t in (summary.context, summary.key)), strict=True)
+        updates = [
+            super(TimeAttention, self).given(
+                KeyValueSums(context.flatten(0, 1), key.flatten(0, 1), summary.count)
+            )
+            for context, key in groups
+        ]
+
+        def update(x: Tensor, first: int) -> Tensor:
+            some_bins = zip(updates, x.split(AT_ONCE, dim=2), strict=True)
+            attended = [apply(by_bin(some), first).unflatten(0, (len(x), -1)) for apply, some in some_bins]
+            return torch.cat([some.transpose(1, 2) for some in attended], dim=2)
+
+        return update
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return by_frame(super().forward(by_bin(x), carry), x.shape[0])
