@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -5,6 +6,12 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core: more threads only get in the way
     os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported, and for the processes that tests start
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what has been imported: every training collects garbage at its end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
