@@ -9,7 +9,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core: more
 
 
 def pytest_collection_finish():
-    """Let the garbage collector pass over what has been imported: every training collects garbage at its end."""
+    pass_over_what_there_is()
+
+
+def pytest_runtest_logfinish():
+    pass_over_what_there_is()  # a test imports too
+
+
+def pass_over_what_there_is():
+    """Clear the garbage, and let the collector never look at the rest again: every training ends with a
+    collection, which takes longer than the training where all that was ever imported is walked over."""
     gc.collect()
     gc.freeze()
 
