@@ -51,7 +51,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/python  ## what separating and drawing needs, no more
-	$(PIP) -e ".[demo]"
+	$(PIP) -e ".[plot]"
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python

@@ -1,7 +1,6 @@
 """Frames of a recording between two sweeps over it: in memory up to a limit, in temporary files beyond it."""
 
 import os
-import tempfile
 import weakref
 from math import prod
 from threading import Lock
@@ -9,6 +8,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from flasepformer.files.scratch import scratch_file
 
 
 class Frames:
@@ -103,22 +104,12 @@ class FrameMemory:
         size = prod(shape) * like.element_size()
         if self.limit_bytes is not None and self.n_bytes + size > self.limit_bytes:
             self.n_file_bytes += size
-            return Frames(shape, like, None if like.is_meta else self._file(size))
+            return Frames(shape, like, None if like.is_meta else scratch_file(size, self.folder))
         self.n_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.n_bytes)
         frames = Frames(shape, like, None)
         weakref.finalize(frames, self._give_back, size)
         return frames
-
-    def _file(self, size: int) -> BinaryIO:
-        file = tempfile.TemporaryFile(prefix="flasepformer-", dir=self.folder, buffering=0)  # noqa: SIM115
-        if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError:
-                file.close()
-                raise
-        return file
 
     def _give_back(self, size: int) -> None:
         self.n_bytes -= size
