@@ -20,7 +20,6 @@ from flasepformer.cli.convert import convert
 from flasepformer.cli.download import download
 from flasepformer.cli.evaluate import evaluate
 from flasepformer.cli.export import export, verify
-from flasepformer.cli.grow import grow
 from flasepformer.cli.live import live
 from flasepformer.cli.measure import measure
 from flasepformer.cli.mixtures import mixtures
@@ -61,7 +60,6 @@ for command in (
     prepare,
     mixtures,
     train,
-    grow,
     pack,
     unpack,
     evaluate,

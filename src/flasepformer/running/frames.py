@@ -3,7 +3,6 @@
 import mmap
 import os
 import sys
-import tempfile
 import weakref
 from math import prod
 from threading import Lock
@@ -11,6 +10,8 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from flasepformer.files.scratch import scratch_file
 
 APART_BYTES = 1 << 20
 """Frames from this size on get memory of their own."""
@@ -134,22 +135,12 @@ class FrameMemory:
         size = prod(shape) * like.element_size()
         if self.limit_bytes is not None and self.n_bytes + size > self.limit_bytes:
             self.n_file_bytes += size
-            return Frames(shape, like, None if like.is_meta else self._file(size))
+            return Frames(shape, like, None if like.is_meta else scratch_file(size, self.folder))
         self.n_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.n_bytes)
         frames = Frames(shape, like, None)
         weakref.finalize(frames, self._give_back, size)
         return frames
-
-    def _file(self, size: int) -> BinaryIO:
-        file = tempfile.TemporaryFile(prefix="flasepformer-", dir=self.folder, buffering=0)  # noqa: SIM115
-        if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError:
-                file.close()
-                raise
-        return file
 
     def _give_back(self, size: int) -> None:
         self.n_bytes -= size
