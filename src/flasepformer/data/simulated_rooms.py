@@ -1,5 +1,6 @@
 """Rooms that are simulated with image sources, for mixtures whose dry sources are known."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,8 @@ def simulate_rooms(
     """
     rng = np.random.default_rng([seed, n_rooms])
     rooms = (draw_room(rng, n_talkers, decay_seconds) for _ in range(n_rooms))
+    if not sys.stderr.isatty():  # where there is no bar, half a minute of silence has a reason, too
+        print(f"simulating {n_rooms} rooms", file=sys.stderr, flush=True)
     bar = tqdm(rooms, total=n_rooms, desc="simulating rooms", unit="room", disable=None)
     return [[response for _, response in room.responses(sample_rate)] for room in bar]
 
