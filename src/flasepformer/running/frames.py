@@ -83,7 +83,7 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return a tensor whose memory goes back to the system as soon as nobody has it any more.
 
     The C library would put it between the passing results of the pieces. Each of both would leave holes that
-    the other does not fit into, up to a third of all memory.
+    the other does not fit into, up to a quarter of all memory.
     """
     size = prod(shape) * like.element_size()
     if sys.platform == "win32" or not like.is_cpu or size < APART_BYTES:
@@ -97,7 +97,7 @@ def keep_passing_memory() -> None:
 
     glibc gives blocks back that are larger than any that has been freed before, up to 32 MB, and the end of
     its memory from twice that size on. So a block is freed that nobody has touched: it takes no memory. Every
-    page that is given back is filled with zeros when it comes again, which took 8 % of the time.
+    page that is given back is filled with zeros when it comes again, which took 7 % of the time.
     """
     torch.empty(PASSING_BYTES, dtype=torch.uint8)
 
