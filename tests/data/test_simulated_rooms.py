@@ -64,3 +64,21 @@ def test_simulating_says_so_where_no_bar_is_shown(capsys):  # issue 16
     pytest.importorskip("pyroomacoustics")
     simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0)
     assert "simulating 2 rooms\n" in capsys.readouterr().err
+
+
+def test_simulated_rooms_are_kept_and_read_again(tmp_path, capsys):  # issue 16
+    pytest.importorskip("pyroomacoustics")
+    first = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0, cache=tmp_path / "cache")
+    assert "simulating 2 rooms" in capsys.readouterr().err
+    again = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0, cache=tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+    for room, same in zip(first, again, strict=True):
+        assert [response.direct for response in room] == [response.direct for response in same]
+        for response, other in zip(room, same, strict=True):
+            np.testing.assert_array_equal(response.samples, other.samples)
+            assert response.samples.dtype == other.samples.dtype
+    other = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=1, cache=tmp_path / "cache")
+    assert other[0][0].samples.shape != first[0][0].samples.shape or not np.array_equal(
+        other[0][0].samples, first[0][0].samples
+    )
+    assert len(list((tmp_path / "cache").glob("rooms-*.npz"))) == 2
