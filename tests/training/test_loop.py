@@ -1,8 +1,10 @@
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +54,19 @@ def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path)
     assert rates == pytest.approx([3e-3, 3e-3, 3e-3, 1.5e-3])
     assert "1 processes" in (tmp_path / "run" / "environment.txt").read_text()
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
+
+
+def test_a_terminal_shows_how_far_it_is_and_the_time_that_is_left(small_recipe, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):  # issue 16
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(small_recipe, tmp_path / "run")
+    last = terminal.getvalue().split("\r")[-1]
+    assert "training: 100%" in last
+    assert re.search(r"4/4 \[\d+:\d+<00:00", last)
 
 
 SOON = ("fla-sepreformer", "tflocoformer")

@@ -154,7 +154,8 @@ def _read_rooms(path: Path, n_talkers: int) -> list[list[RoomResponse]]:
     with np.load(path, allow_pickle=False) as stored:
         parts = np.split(stored["samples"], np.cumsum(stored["lengths"])[:-1])
         responses = [
-            RoomResponse(samples, int(direct)) for samples, direct in zip(parts, stored["direct"], strict=True)
+            RoomResponse(samples, int(direct))
+            for samples, direct in zip(parts, stored["direct"], strict=True)
         ]
     return [responses[first : first + n_talkers] for first in range(0, len(responses), n_talkers)]
 
