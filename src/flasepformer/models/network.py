@@ -127,6 +127,13 @@ class SeparationNetwork(nn.Module, ABC):
         """Return the frames in a piece that suit the device."""
 
     @abstractmethod
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        """Return how many numbers of passing results exist at a time, at most, for a piece of so many frames.
+
+        A formula with a constant that was measured on a CPU, in float32, as the peak above the loaded model.
+        """
+
+    @abstractmethod
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         """Return the level (batch,) of recordings by the moments of their samples and the peak (batch,)."""
 

@@ -59,6 +59,9 @@ operations take much longer than it takes to start them."""
 ACCELERATOR_PIECE_SIZE = 1 << 24
 """The same on other devices, which take longer to start an operation and less to do it."""
 
+LIVE_TENSORS = 36
+"""Tensors as large as a piece of all talkers' features that exist at a time."""
+
 PIECE_LENGTH = 2048
 """Frames that a piece has at least, so that its halo does not count."""
 
@@ -248,6 +251,10 @@ class SepReformer(SeparationNetwork):
     def piece_length(self, device: torch.device) -> int:
         size = PIECE_SIZE if device.type == "cpu" else ACCELERATOR_PIECE_SIZE
         return max(size // (self.config.n_channels * self.n_sources), PIECE_LENGTH)
+
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        config = self.config
+        return LIVE_TENSORS * config.n_sources * (n_frames + config.local_kernel_size) * config.n_channels
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         return (moments.squares / moments.count).sqrt()

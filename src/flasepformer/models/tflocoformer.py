@@ -46,6 +46,9 @@ PIECE_ROWS = 1 << 14
 ACCELERATOR_ROWS = 1 << 17
 """The same on other devices: enough to keep one busy, 0.2 GB of M's widest features."""
 
+LIVE_TENSORS = 8
+"""Tensors as large as the widest that a piece turns into that exist at a time."""
+
 AT_ONCE = 8
 """Frames whose bins, or bins whose frames, go through a layer at a time: enough to use a kernel well, few
 enough for the cache."""
@@ -205,6 +208,10 @@ class TFLocoformer(SeparationNetwork):
     def piece_length(self, device: torch.device) -> int:
         rows = PIECE_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
         return max(1, rows // (self.config.n_fft // 2 + 1))
+
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        n_bins = self.config.n_fft // 2 + 1
+        return LIVE_TENSORS * n_frames * n_bins * 2 * self.config.feed_forward_channels
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         """Return the unbiased standard deviation, or the peak of what does not vary."""
