@@ -188,8 +188,14 @@ def libri2mix(tmp_path):
     return folder
 
 
-def test_evaluate_prints_the_published_score_beside_ours(server, libri2mix):
-    result = run("evaluate", APACHE, libri2mix, "--device", "cpu", "--out", "results")
+@pytest.mark.parametrize("prepared", [False, True])
+def test_evaluate_prints_the_published_score_beside_ours(server, libri2mix, tmp_path, prepared):
+    mixtures = libri2mix
+    if prepared:
+        listed = run("prepare", "libri2mix", tmp_path / "Libri2Mix", "--partial", "--out", tmp_path / "out")
+        assert listed.exit_code == 0, listed.output
+        mixtures = tmp_path / "out/test.csv"
+    result = run("evaluate", APACHE, mixtures, "--device", "cpu", "--out", "results")
     assert result.exit_code == 0, result.output
     assert "note: the published score is the mean over 3,000 mixtures, this over 2" in result.stderr
     summary = json.loads(Path("results/summary.json").read_text())

@@ -386,12 +386,13 @@ def _wait_for(condition, process=None):
     raise AssertionError("it did not happen")
 
 
-def test_a_killed_download_goes_on_from_there(server, originals, tmp_path):  # row 73
-    def half_and_no_more(answer):
-        response = answer()
-        return dataclasses.replace(response, n_sent=len(response.body) // 2, stalls=True)
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.2, 0.97))])
+def test_a_killed_download_goes_on_from_there(server, originals, tmp_path, share):  # row 73
+    half = int(share * len(originals[APACHE][2]))
 
-    half = len(originals[APACHE][2]) // 2
+    def half_and_no_more(answer):
+        return dataclasses.replace(answer(), n_sent=half, stalls=True)
+
     server.add_fault("media /.*pth", half_and_no_more)
     work = tmp_path / "home/downloads" / APACHE
     process = _process(FETCH)
