@@ -123,6 +123,21 @@ def shipped_names() -> list[str]:
     return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
+def shipped_offer(name: str) -> dict[str, Any]:
+    """Return what a model of the package is offered for.
+
+    Args:
+        name: One of `shipped_names`.
+
+    Returns:
+        "use" in a few words; "si_snri" in dB and what it was "scored_on"; "real_time_factor" on one thread of
+        a CPU; "megabytes" for a minute, beside program and model; "weights_bytes".
+    """
+    folder = _SHIPPED / name
+    info = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["info"]
+    return {**info["offer"], "weights_bytes": len((folder / WEIGHTS_FILE).read_bytes())}
+
+
 def save_model(
     model: SeparationNetwork,
     folder: str | Path,
