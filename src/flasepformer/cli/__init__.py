@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import flasepformer
+from flasepformer.cli.batch import batch
 from flasepformer.cli.benchmark import benchmark
 from flasepformer.cli.compare import compare
 from flasepformer.cli.console import print_message
@@ -36,7 +37,13 @@ from flasepformer.installing import how_to_install
 
 __all__ = ["app", "main"]
 
-_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub"}
+_EXTRAS = {
+    "tqdm": "evaluation,data,train",
+    "yaml": "hub",
+    "huggingface_hub": "hub",
+    "ray": "ray",
+    "fsspec": "s3",
+}
 """Which extra brings a package that only some commands need."""
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -51,6 +58,7 @@ app = typer.Typer(
 )
 for command in (
     separate,
+    batch,
     live,
     serve,
     page,

@@ -1,0 +1,121 @@
+"""The engine on one machine: worker processes, each of which costs its own recording if it dies."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from flasepformer.batch.outcomes import Outcome
+from flasepformer.batch.recordings import Recording
+from flasepformer.batch.work import Work
+
+_CONTEXT = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads and locks
+
+
+class _Process:
+    """A process that works on one recording at a time."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, payload), daemon=True)
+        self.process.start()
+        theirs.close()  # so that its end shows here
+        self.task: tuple[Recording, bool] | None = None
+        self.ready = False
+
+    def begin(self, task: tuple[Recording, bool]) -> None:
+        self.task = task
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died idle; `receive` will find it so
+            self.connection.send(task)
+
+    def receive(self) -> Any:
+        """Return what it says; None if it has died."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def end(self) -> None:
+        self.process.kill()  # whatever it does is not lost: what it has begun has no final name yet
+        self.process.join()
+        self.connection.close()
+
+
+def run_locally(work: Work, recordings: Sequence[Recording], n_processes: int) -> Iterator[Outcome]:
+    """Separate recordings in processes of one thread each, and yield what became of them as it comes.
+
+    A process that dies, by the kernel's hand for want of memory or by anybody's, is replaced; its recording
+    is tried once more. Those on which another run works are asked for again at the end, and waited for.
+
+    Raises:
+        RuntimeError: The processes cannot start.
+    """
+    payload = pickle.dumps(work)  # by value: the tensors of a model would else use a file handle each
+    todo = deque((recording, False) for recording in recordings)
+    processes: list[_Process] = []
+    n_stillborn = 0
+    try:
+        while todo or any(process.task for process in processes):
+            n_wanted = min(n_processes, len(todo) + sum(process.task is not None for process in processes))
+            while len(processes) < n_wanted:
+                processes.append(_Process(payload))
+            for process in processes:
+                if process.ready and process.task is None and todo:
+                    process.begin(todo.popleft())
+            for connection in wait([process.connection for process in processes]):
+                process = next(process for process in processes if process.connection is connection)
+                said = process.receive()
+                if said is None:
+                    processes.remove(process)
+                    process.end()
+                    if process.task is not None:
+                        todo.append(process.task)  # it begins by counting the try that killed its process
+                    elif not process.ready:
+                        n_stillborn += 1
+                        if n_stillborn > n_processes:
+                            raise RuntimeError(
+                                "the worker processes cannot start, perhaps for want of memory; a script "
+                                'must guard its code with `if __name__ == "__main__":`'
+                            )
+                elif said == "ready":
+                    process.ready = True
+                else:
+                    assert process.task is not None, "only a recording has an outcome"
+                    (recording, waited), process.task = process.task, None
+                    if said.state == "elsewhere" and not waited:
+                        todo.append((recording, True))
+                    else:
+                        yield said
+    finally:
+        for process in processes:
+            process.end()
+
+
+def _serve(connection: Connection, payload: bytes) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    worker = pickle.loads(payload).worker()
+    connection.send("ready")
+    while True:
+        try:
+            recording, waits = connection.recv()
+        except EOFError:
+            return
+        connection.send(worker(recording, wait=waits))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in worker processes only"
+    parent.join()
+    os._exit(1)

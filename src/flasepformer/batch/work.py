@@ -1,0 +1,178 @@
+"""One recording in, its tracks committed with their report, what became of it out: the same on any engine."""
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flasepformer.batch.buckets import Bucket, is_address
+from flasepformer.batch.claims import Claims
+from flasepformer.batch.outcomes import Outcome, Track
+from flasepformer.batch.recordings import Recording
+from flasepformer.batch.tries import Tries, TryBook
+from flasepformer.inference import (
+    AlreadySeparated,
+    FileOptions,
+    NotEnoughMemory,
+    OutputError,
+    OutputExists,
+    Separator,
+    read_report,
+    weights_digest,
+)
+from flasepformer.inference.identity import file_identity
+from flasepformer.inference.outputs import plan_outputs
+
+STATE_FOLDER = ".batch"
+"""Beside the tracks: claims, and what has failed. It may be removed when no run is under way."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to every recording; can be pickled, and begins in a process with `worker`."""
+
+    separator: Separator
+    options: FileOptions
+    out: str
+    """Folder or bucket of all tracks."""
+    state: str
+    """Folder of claims and tries, which every process reaches."""
+    run: str
+    """Name of the run."""
+    again: bool = False
+    """Whether recordings that earlier runs gave up are tried anew."""
+
+    def worker(self) -> "Worker":
+        """Return what works in this process."""
+        return Worker(self)
+
+
+class Worker:
+    """Separates one recording after the other.
+
+    Args:
+        work: What is done to each.
+    """
+
+    def __init__(self, work: Work) -> None:
+        state = Path(work.state)
+        state.mkdir(parents=True, exist_ok=True)
+        self._work = work
+        self._claims = Claims(state / "claims")
+        self._tries = TryBook(state / "tries", work.run, again=work.again)
+
+    def __call__(self, recording: Recording, *, wait: bool = False) -> Outcome:
+        """Separate a recording, unless that has been done.
+
+        Args:
+            recording: Which.
+            wait: For another run that works on it; otherwise the outcome says "elsewhere".
+        """
+        with self._claims.hold(recording.key, wait=wait) as ours:
+            if not ours:
+                return Outcome(recording, "elsewhere", error="another run works on it")
+            try:
+                return self._try(recording)
+            except OutputError as error:  # no fault of the recording: the disk is full, say
+                return Outcome(recording, "stopped", error=str(error))
+
+    def _try(self, recording: Recording) -> Outcome:
+        tries, was_cut_off = self.begin(recording)
+        lacks_memory = False
+        while not tries.over:
+            try:
+                outcome = self._separate(recording, was_cut_off)
+            except OutputError:
+                self._tries.end(recording.key)
+                raise
+            except OutputExists as error:
+                self._tries.end(recording.key)
+                return Outcome(recording, "failed", error=str(error))
+            except Exception as error:  # whatever it is, the others go on
+                lacks_memory = isinstance(error, NotEnoughMemory)
+                tries = tries.failed(_sentence(error, recording.source))
+                self._tries.write(recording.key, tries)
+            else:
+                self._tries.end(recording.key)
+                return outcome
+        return Outcome(recording, "quarantined", error=tries.error, lacks_memory=lacks_memory)
+
+    def begin(self, recording: Recording) -> tuple[Tries, bool]:
+        """Note that a recording is under way; return its tries, and whether an earlier one was cut off."""
+        identity = f"{_identity(recording.source)} {self._weights}"
+        return self._tries.begin(recording.key, recording.source, identity)
+
+    def _separate(self, recording: Recording, was_cut_off: bool) -> Outcome:
+        """Separate a recording, to and from buckets where it or its tracks are there."""
+        source: AbstractContextManager[str | Path] = nullcontext(recording.source)
+        if is_address(recording.source):
+            source = Bucket(recording.source).fetched()
+        with source as path:
+            if not is_address(self._work.out):
+                folder = Path(self._work.out, recording.folder)
+                return self._separate_file(recording, path, folder, was_cut_off)
+            bucket, report = Bucket(self._work.out), self._report_name(recording)
+            with bucket.mirrored(recording.folder, report) as mirror:
+                outcome = self._separate_file(recording, path, mirror.folder)
+                return mirror.committed(outcome)
+
+    def _separate_file(
+        self, recording: Recording, path: str | Path, folder: Path, was_cut_off: bool = False
+    ) -> Outcome:
+        options: FileOptions = {**self._work.options, "name": recording.name}
+        if was_cut_off and not (folder / self._report_name(recording)).exists():
+            options["overwrite"] = True  # perhaps between the name of its first track and that of its report
+        try:
+            report = self._work.separator.separate_file_with_report(path, folder, **options)
+        except AlreadySeparated as error:
+            return _outcome(recording, "skipped", error.tracks, read_report(error.report))
+        facts = {"seconds": report.seconds, "confidence": report.confidence, "warnings": report.warnings}
+        return _outcome(recording, "done", report.tracks, facts)
+
+    def _report_name(self, recording: Recording) -> str:
+        options, n_sources = self._work.options, self._work.separator.n_sources
+        finisher = options.get("finisher")
+        labels = finisher.labels(n_sources) if finisher else [f"speaker{n + 1}" for n in range(n_sources)]
+        endings = finisher.endings() if finisher else ()
+        name = recording.name + options.get("suffix", "")
+        return plan_outputs(Path(), name, labels, options.get("format", "wav"), endings).report.name
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(self._work.separator.model)
+
+
+def _outcome(
+    recording: Recording, state: Any, tracks: tuple[Path, ...], report: Mapping[str, Any]
+) -> Outcome:
+    shares = (report.get("confidence") or {}).get("tracks") or [None] * len(tracks)
+    return Outcome(
+        recording,
+        state,
+        tuple(
+            Track(str(track), file_identity(track)["sha256"] if track.stat().st_size else "", share)
+            for track, share in zip(tracks, shares, strict=False)
+        ),
+        report.get("seconds"),
+        warnings=tuple(report.get("warnings", ())) if state == "done" else (),
+    )
+
+
+def _identity(source: str) -> str:
+    """Return what changes when a recording does, as far as can be told without reading it."""
+    if is_address(source):
+        return Bucket(source).identity()
+    try:
+        status = os.stat(source)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _sentence(error: Exception, source: str) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return str(error).removeprefix(f"{source}: ") or type(error).__name__
