@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from tests.models.published_files import CATALOGUE, SEVEN, entry, layout_of, place, publish
@@ -111,7 +112,7 @@ def test_each_name_works_at_its_real_size_under_its_real_settings(name, tmp_path
 
 
 @pytest.mark.slow
-def test_a_softmax_model_takes_long_audio_in_chunks_within_the_stated_memory():
+def test_a_softmax_model_takes_long_audio_in_chunks_within_the_stated_memory(tmp_path):
     torch.manual_seed(0)
     config = TFLocoformerConfig(n_blocks=1, n_channels=16, **_SOFTMAX, feed_forward_channels=16)
     model = TFLocoformer(config).eval()
@@ -119,10 +120,11 @@ def test_a_softmax_model_takes_long_audio_in_chunks_within_the_stated_memory():
     memory = round(0.8 * need_as_a_whole(model, n_samples).memory_bytes)
     separator = Separator(model, "cpu", memory=memory, chunk_seconds=10, overlap_seconds=2)
     waveform = 0.1 * np.random.default_rng(0).standard_normal(n_samples).astype(np.float32)
-    separation = separator._separate(separator._listen(waveform[None], 8000))
-    assert separation.mode == "chunks"
-    assert separation.memory_bytes <= memory
-    assert separation.estimates.shape == (2, n_samples)
+    soundfile.write(tmp_path / "long.wav", waveform, 8000)
+    report = separator.separate_file_with_report(tmp_path / "long.wav", tmp_path / "tracks")
+    assert report.mode == "chunks"
+    assert report.memory_bytes <= memory
+    assert [soundfile.info(track).frames for track in report.tracks] == [n_samples, n_samples]
 
 
 @pytest.mark.network
