@@ -13,7 +13,7 @@ CORES ?= 1
 CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
 PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
-.PHONY: demo test test-all lint docs page campaign campaign-pack clean
+.PHONY: demo test test-all lint wheel-check docs page campaign campaign-pack clean
 
 demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
@@ -29,6 +29,9 @@ lint: $(READY)  ## formatting, style, types and imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+wheel-check: $(READY)  ## wheel and sdist, on the lowest and the newest versions of what they depend on
+	.ci/wheel-check
 
 campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
 	$(BIN)/flasepformer unpack docs/campaign runs/campaign --recipe recipes/campaign.yaml
@@ -48,7 +51,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(DEMO_READY): pyproject.toml constraints.txt | $(BIN)/python  ## what separating and drawing needs, no more
-	$(PIP) -e ".[demo]"
+	$(PIP) -e ".[plot]"
 	touch $@
 
 $(READY): pyproject.toml constraints.txt | $(BIN)/python

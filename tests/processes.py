@@ -1,5 +1,6 @@
 """Processes of their own that begin in a moment: forked from one that has imported everything."""
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ def _call_with_one_thread(function, *arguments):
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before the fork is never garbage
     function(*arguments)
 
 

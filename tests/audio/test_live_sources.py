@@ -1,12 +1,14 @@
 """Sound devices at their edge: what is lost is counted, and an unplugged one ends the stream."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 
-from flasepformer.audio import AudioError
-from flasepformer.audio.live_sources import Microphone, Speaker
+from flasepformer.audio import AudioError, RecordingFile
+from flasepformer.audio.live_sources import Microphone, ReplaySource, Speaker
 
 
 class PortAudio:
@@ -88,3 +90,19 @@ def test_a_speaker_never_waits_and_counts_what_has_no_room():
 def test_a_device_that_cannot_be_opened_is_an_error_with_a_reason():
     with pytest.raises(AudioError, match="cannot be opened: no such device"):
         Microphone(backend=PortAudio(broken=True))
+
+
+def test_a_replayed_recording_is_read_while_it_is_played(tmp_path):  # issue 16
+    samples = np.random.default_rng(0).integers(-9000, 9000, (60 * 16000, 2)).astype(np.int16)
+    soundfile.write(tmp_path / "long.wav", samples, 16000)
+    tracemalloc.start()
+    with RecordingFile(tmp_path / "long.wav", kept_bytes=0) as recording:
+        source = ReplaySource(recording, speed=1e9, block_seconds=0.1)
+        at = 0
+        for block in source.blocks():
+            assert (block == samples[at : at + 1600].T / np.float32(2**15)).all()
+            at += block.shape[1]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (source.sample_rate, at) == (16000, len(samples))
+    assert peak < 2_000_000  # as floats, the recording is 7.7 MB

@@ -28,6 +28,9 @@ class Killing:
     def endings(self):
         return ()
 
+    def need_bytes(self, n_sources, seconds):
+        return 0
+
     def finish(self, passed):
         if self.always in passed.name:
             os.kill(os.getpid(), signal.SIGKILL)

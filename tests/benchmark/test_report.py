@@ -82,5 +82,5 @@ def test_plots_are_drawn_with_the_slope_in_the_legend(report, tmp_path):
 def test_without_matplotlib_the_extra_is_named(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'plots need matplotlib: pip install .*\[demo\]"'):
+    with pytest.raises(ImportError, match=r'plots need matplotlib: pip install .*\[plot\]"'):
         draw_plots(report, tmp_path)

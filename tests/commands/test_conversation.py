@@ -84,6 +84,15 @@ def test_segments_come_as_four_files_and_a_picture_beside_the_tracks(run, talk, 
     np.testing.assert_allclose(sum(tracks), soundfile.read(talk)[0], atol=1e-6)
 
 
+def test_the_files_are_named_for_a_program_also_where_all_was_done_before(run, talk, tmp_path):  # issue 16
+    words = (talk, "--segments", "--speakers", 2, "--activity", "levels", "--json", "--out", tmp_path / "out")
+    for status in ("done", "skipped"):
+        code, out, _ = run(*words)
+        (result,) = json.loads(out)["results"]
+        assert (code, result["status"]) == (0, status)
+        assert str(tmp_path / "out" / "talk.rttm") in result["files"]
+
+
 def test_nobody_gives_files_that_are_empty_and_valid(run, tmp_path):
     soundfile.write(tmp_path / "nobody.wav", np.zeros(2 * RATE), RATE)
     code, _, told = run(tmp_path / "nobody.wav", "--segments", "--out", tmp_path / "out")

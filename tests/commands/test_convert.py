@@ -1,10 +1,11 @@
 import pytest
 import torch
 from tests.models.conftest import tiny_config
+from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.models import SepReformer, load_model, save_model
+from flasepformer.models import SepReformer, TFLocoformer, load_model, save_model
 
 
 @pytest.fixture
@@ -58,3 +59,23 @@ def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["convert", "default", str(tmp_path / "file/ours")])
     assert (result.exit_code, result.stderr) == (3, f"error: {tmp_path / 'file/ours'}: Not a directory\n")
+
+
+def test_a_model_is_made_causal_once_with_its_weights(folder, tmp_path):
+    assert run(folder, tmp_path / "live", "--causal", 1).exit_code == 0
+    model, before = load_model(tmp_path / "live"), load_model(folder)
+    assert (model.config.causal, model.config.n_stages) == (True, 1)
+    torch.testing.assert_close(model.encoder.weight, before.encoder.weight)
+    again = run(folder, tmp_path / "live", "--causal", 1)
+    assert again.exit_code == 2
+    assert "is there already" in " ".join(again.stderr.replace("│", " ").split())
+
+
+def test_what_cannot_be_made_causal_is_said(folder, tmp_path):
+    save_model(TFLocoformer(tiny_tf_config()), tmp_path / "tf")
+    for source, stages, message in ((tmp_path / "tf", 1, "is no SepReformer"), (folder, 9, "stages")):
+        result = run(source, tmp_path / "live", "--causal", stages)
+        assert result.exit_code == 3
+        assert message in result.stderr
+    assert run(folder, tmp_path / "live", "--causal", 1, "--half").exit_code == 2
+    assert not (tmp_path / "live").exists()

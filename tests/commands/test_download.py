@@ -1,7 +1,9 @@
 import json
 import os
 import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +57,15 @@ def run(*arguments):
     return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("name", [*SEVEN, "best"])
+ALIASES = {"best": "tflocoformer-m-libri2mix", "fast": "sepreformer-b-wsj0-2mix"}
+
+
+@pytest.mark.parametrize("name", [*SEVEN, *ALIASES])
 def test_one_command_goes_from_nothing_to_tracks_and_needs_no_network_again(server, name, monkeypatch):
     words = ("separate", "talk.wav", "--model", name, "--accept-licence", "--device", "cpu")
     result = run(*words, "--out", "out")
     assert result.exit_code == 0, result.output
-    entry = CATALOGUE["models"]["tflocoformer-m-libri2mix" if name == "best" else name]
+    entry = CATALOGUE["models"][ALIASES.get(name, name)]
     for text in (entry["licence"], entry["data"], entry["citation"], entry["source"]["repository"]):
         assert text in result.stderr
     report = json.loads(Path("out/talk_separation.json").read_text())
@@ -87,7 +92,7 @@ def test_without_a_yes_nothing_is_fetched_and_the_way_to_say_it_is_told(server):
     assert server.requests == []
 
 
-@pytest.mark.parametrize(("said", "code"), [("y\n", 0), ("n\n", 3)])
+@pytest.mark.parametrize(("said", "code"), [("y\n", 0), ("n\n", 3), ("\x04", 3), (signal.SIGINT, 130)])
 def test_on_a_terminal_it_is_asked_once(server, said, code):
     command = [sys.executable, "-m", "flasepformer", "download", LISTED]
     parent, child = pty.openpty()
@@ -98,8 +103,12 @@ def test_on_a_terminal_it_is_asked_once(server, said, code):
     os.close(child)
     shown = b""
     while b"Do you accept this licence?" not in shown:
+        assert select.select([parent], [], [], 60)[0]
         shown += os.read(parent, 1000)
-    os.write(parent, said.encode())
+    if isinstance(said, str):  # Ctrl-D ends the input
+        os.write(parent, said.encode())
+    else:
+        process.send_signal(said)
     printed, _ = process.communicate(timeout=120)
     os.close(parent)
     assert process.returncode == code
@@ -179,8 +188,14 @@ def libri2mix(tmp_path):
     return folder
 
 
-def test_evaluate_prints_the_published_score_beside_ours(server, libri2mix):
-    result = run("evaluate", APACHE, libri2mix, "--device", "cpu", "--out", "results")
+@pytest.mark.parametrize("prepared", [False, True])
+def test_evaluate_prints_the_published_score_beside_ours(server, libri2mix, tmp_path, prepared):
+    mixtures = libri2mix
+    if prepared:
+        listed = run("prepare", "libri2mix", tmp_path / "Libri2Mix", "--partial", "--out", tmp_path / "out")
+        assert listed.exit_code == 0, listed.output
+        mixtures = tmp_path / "out/test.csv"
+    result = run("evaluate", APACHE, mixtures, "--device", "cpu", "--out", "results")
     assert result.exit_code == 0, result.output
     assert "note: the published score is the mean over 3,000 mixtures, this over 2" in result.stderr
     summary = json.loads(Path("results/summary.json").read_text())

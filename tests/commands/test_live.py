@@ -73,6 +73,13 @@ def test_a_replayed_recording_is_separated_and_how_it_went_is_said(run, talk, mo
     assert np.abs(read_tracks(tmp_path / "tracks") - expected(model, samples)).max() < 1e-5
 
 
+def test_what_is_wrong_with_a_replayed_recording_is_said_when_it_has_been_played(run, talk):
+    talk.write_bytes(talk.read_bytes()[:-8000])  # 2000 of 16000 samples
+    code, _, err = run("--replay", talk, "--speed", 100)
+    assert code == 0
+    assert "talk.wav: the recording is cut short: the last 0.12 s of 1.00 s are missing" in err
+
+
 def test_a_replay_takes_the_time_that_it_lasts(run, talk):
     began = time.monotonic()
     run("--replay", talk, "--speed", 2)

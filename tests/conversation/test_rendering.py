@@ -1,9 +1,11 @@
+import tracemalloc
 from functools import partial
 
 import numpy as np
 import pytest
 
 from flasepformer.conversation import Conversation
+from flasepformer.inference.finishing import Passed
 
 by_levels = partial(Conversation, activity="levels")
 
@@ -107,3 +109,28 @@ def test_two_people_give_two_tracks(talk):
     passed, _, _ = talk
     assert by_levels(speakers="auto").finish(passed).labels == ("speaker1", "speaker2")
     assert by_levels(speakers="1").finish(passed).labels == ("speaker1",)
+
+
+def test_the_memory_of_a_long_conversation_is_known_before(babble):  # issue 16
+    rate, seconds = 2000, 20 * 60
+    noise = babble(10, rate, 1)
+
+    def tracks(first, last):  # they take turns of 1.5 s
+        times = np.arange(first, last)
+        turn = times // (3 * rate // 2) % 2
+        return noise[times % len(noise)] * np.stack([turn == 0, turn == 1])
+
+    def together(first, last):
+        return tracks(first, last).sum(0)
+
+    n_samples = rate * seconds
+    passed = Passed(n_samples, rate, together, n_samples, rate, 2, together, tracks)
+    conversation = by_levels(segments=True, residual=True)
+    tracemalloc.start()
+    finished = conversation.finish(passed)
+    finished.tracks(0, rate)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert finished.facts["talkers"]["speaker1"] > seconds / 3
+    needed = conversation.need_bytes(2, seconds) - conversation.need_bytes(2, 0)
+    assert 0.5 * needed < peak < needed + 2e6

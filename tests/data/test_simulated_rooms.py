@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flasepformer.data.simulated_rooms import SimulatedRoom, draw_room
+from flasepformer.data.simulated_rooms import SimulatedRoom, draw_room, simulate_rooms
 
 BOOTH = SimulatedRoom((5.0, 6.0, 3.0), (2.5, 3.0, 1.5), ((2.5, 4.0, 1.5), (1.5, 3.0, 1.2)), 0.2)
 
@@ -58,3 +58,27 @@ def test_a_decay_that_no_room_has_is_refused():
         ValueError, match=r"no room of 5 to 10 m decays in 0.01 to 0.02 s; take 0.2 s or more"
     ):
         draw_room(np.random.default_rng(0), 2, (0.01, 0.02))
+
+
+def test_simulating_says_so_where_no_bar_is_shown(capsys):  # issue 16
+    pytest.importorskip("pyroomacoustics")
+    simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0)
+    assert "simulating 2 rooms\n" in capsys.readouterr().err
+
+
+def test_simulated_rooms_are_kept_and_read_again(tmp_path, capsys):  # issue 16
+    pytest.importorskip("pyroomacoustics")
+    first = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0, cache=tmp_path / "cache")
+    assert "simulating 2 rooms" in capsys.readouterr().err
+    again = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=0, cache=tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+    for room, same in zip(first, again, strict=True):
+        assert [response.direct for response in room] == [response.direct for response in same]
+        for response, other in zip(room, same, strict=True):
+            np.testing.assert_array_equal(response.samples, other.samples)
+            assert response.samples.dtype == other.samples.dtype
+    other = simulate_rooms(2, 2, (0.2, 0.3), 8000, seed=1, cache=tmp_path / "cache")
+    assert other[0][0].samples.shape != first[0][0].samples.shape or not np.array_equal(
+        other[0][0].samples, first[0][0].samples
+    )
+    assert len(list((tmp_path / "cache").glob("rooms-*.npz"))) == 2

@@ -115,6 +115,21 @@ def test_mixture_and_estimates_go_to_the_disk_where_they_would_take_much_of_the_
         np.testing.assert_array_equal(run(tight, mixture, plan)[0], expected)
 
 
+def test_what_comes_after_the_model_counts_where_it_takes_more(linear):  # issue 16
+    signals = signal_bytes(2, N_SAMPLES)
+    needed = ModelRunner(linear, "cpu", memory="1G").plan(N_SAMPLES).need.memory_bytes
+    runner = ModelRunner(linear, "cpu", memory=needed + 1000)
+    for later, stated, on_disk in (
+        (needed - signals, needed, False),
+        (needed - signals + 1000, needed + 1000, False),
+        (needed - signals + 1001, needed - signals + 1001, True),
+    ):
+        plan = runner.plan(N_SAMPLES, later_bytes=later)
+        assert (plan.need.memory_bytes, plan.signals_on_disk) == (stated, on_disk)
+    with pytest.raises(NotEnoughMemory, match="minutes need about"):
+        runner.plan(N_SAMPLES, later_bytes=needed + 1001)
+
+
 def test_pieces_become_smaller_before_the_recording_is_cut_into_chunks(linear):  # issue 16
     n_samples = 60 * 8000
     fastest = linear.piece_length(torch.device("cpu"))

@@ -79,9 +79,12 @@ def publish(model, layout_name, folder, settings=None):
 def entry(name, settings, weights, model):
     """Return the entry of a published name for other files than those that are published."""
     published = json.loads(json.dumps(CATALOGUE["models"][name]))
-    for key, content in (("settings", settings), ("weights", weights)):
-        if published["source"]["host"] == "github":
-            published[key] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if published["source"]["host"] == "github":
+        for key, content in (("settings", settings), ("weights", weights)):
+            if key in published:
+                published[key] |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if "config" in published:  # the fields that the list has for the published network, of this one
+        published["config"] = {field: getattr(model.config, field) for field in published["config"]}
     return published | {"parameters": count_parameters(model)}
 
 
@@ -90,7 +93,8 @@ def place(server, published, settings, weights):
     source = published["source"]
     lying = server.github_files if source["host"] == "github" else server.modelscope_files
     for key, content in (("settings", settings), ("weights", weights)):
-        lying[f"{source['repository']}/{source['revision']}/{published[key]['path']}"] = content
+        if key in published:
+            lying[f"{source['repository']}/{source['revision']}/{published[key]['path']}"] = content
 
 
 def _saved(content):

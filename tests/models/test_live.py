@@ -18,6 +18,12 @@ NETWORKS = {
         tiny_config(causal=True, layer_scale=0.5, attention="linear", gated=False, value_kernel_size=0)
     ),
     "FLA-TFLocoformer": lambda: TFLocoformer(tiny_tf_config(causal=True, normalize_variance=False)),
+    "looks ahead and forgets": lambda: SepReformer(
+        tiny_config(causal=True, layer_scale=0.5, masking=True, look_ahead=3, forget_seconds=0.05)
+    ),
+    "looks ahead and forgets, FLA-TFLocoformer": lambda: TFLocoformer(
+        tiny_tf_config(causal=True, normalize_variance=False, look_ahead=2, forget_seconds=0.2)
+    ),
     "even kernel, odd hop": lambda: TFLocoformer(
         tiny_tf_config(causal=True, normalize_variance=False, feed_forward_kernel=8, hop_length=7)
     ),
@@ -60,7 +66,7 @@ def test_steps_of_any_size_are_the_whole(network, n_steps):
     mixture = torch.randn(2, 30 * step_length(network))
     played, _ = play(network, mixture, n_steps)
     whole = network(mixture).detach()
-    assert_same(played[..., network.lead :], whole[..., : whole.shape[-1] - network.lead])
+    assert_same(played[..., network.lag :], whole[..., : whole.shape[-1] - network.lag])
 
 
 @pytest.mark.parametrize("n_samples", [1, 999, 1600])
@@ -79,7 +85,7 @@ def test_what_was_said_stays_as_it_is_whatever_comes(network):
     other = torch.cat([mixture[:, :heard], torch.randn(1, mixture.shape[1] - heard)], dim=1)
     with torch.no_grad():
         first, second = network(mixture), network(other)
-    done = heard - network.lead
+    done = heard - network.lag
     assert_same(second[..., :done], first[..., :done])
     assert (second - first)[..., heard:].abs().max() > 0.1 * first.std()
 
@@ -109,13 +115,13 @@ def test_streams_that_began_apart_go_on_as_a_batch(network):
 def test_a_step_learns_as_the_whole_does(network):
     network = network.double()
     mixture = torch.randn(1, 6 * step_length(network)).double()
-    upstream = torch.randn(network.n_sources, mixture.shape[1] - network.lead).double()
+    upstream = torch.randn(network.n_sources, mixture.shape[1] - network.lag).double()
     whole = network(mixture)[0, :, : upstream.shape[1]]
     state, played = {}, []
     for block in mixture.split(2 * step_length(network), dim=1):
         estimates, state = network.step(block, state)
         played.append(estimates)
-    steps = torch.cat(played, -1)[0, :, network.lead :]
+    steps = torch.cat(played, -1)[0, :, network.lag :]
     names = [name for name, _ in network.named_parameters() if not name.startswith("auxiliary")]
     weights = [network.get_parameter(name) for name in names]
     gradients = [torch.autograd.grad(y, weights, upstream) for y in (whole, steps)]
@@ -151,3 +157,51 @@ def test_what_is_no_whole_step_is_refused(network):
 def test_a_network_that_hears_the_future_cannot_be_played_live():
     with pytest.raises(ValueError, match="only a causal network can be played live"):
         SepReformer(tiny_config()).step(torch.randn(1, 64), {})
+
+
+@pytest.mark.parametrize("make", [tiny_config, tiny_tf_config])
+def test_what_is_heard_of_the_future_comes_as_delay(make):
+    def first_change(look_ahead):
+        torch.manual_seed(1)
+        family = SepReformer if make is tiny_config else TFLocoformer
+        network = family(make(causal=True, normalize_variance=False, look_ahead=look_ahead)).eval()
+        mixture = torch.randn(1, 40 * step_length(network))
+        changed = 20 * step_length(network)
+        other = mixture.clone()
+        other[:, changed:] += 1
+        with torch.no_grad():
+            difference = (network(other) - network(mixture)).abs().amax((0, 1))
+        return changed - int((difference > 1e-6).nonzero()[0]), network.lag
+
+    (seen, lag), (seen_ahead, lag_ahead) = first_change(0), first_change(4)
+    assert lag < lag_ahead
+    assert 0 < seen <= lag + 1
+    assert seen < seen_ahead <= lag_ahead + 1
+
+
+@pytest.mark.parametrize("make", [tiny_config, tiny_tf_config])
+def test_what_is_long_ago_is_forgotten(make):
+    def last_minute(forget_seconds, loud):
+        torch.manual_seed(1)
+        family = SepReformer if make is tiny_config else TFLocoformer
+        network = family(make(causal=True, normalize_variance=False, forget_seconds=forget_seconds)).eval()
+        mixture = torch.randn(1, 8000)
+        mixture[:, :4000] *= loud
+        with torch.no_grad():
+            return network(mixture)[..., 6000:]
+
+    def change(seconds):
+        before, after = last_minute(seconds, 1.0), last_minute(seconds, 30.0)
+        return float((after - before).norm() / before.norm())
+
+    assert change(0.0) > 0.2
+    assert change(0.02) < 0.05
+
+
+@pytest.mark.parametrize("make", [tiny_config, tiny_tf_config])
+@pytest.mark.parametrize("changes", [{"look_ahead": 1}, {"forget_seconds": 1.0}])
+def test_only_causal_networks_look_ahead_or_forget(make, changes):
+    with pytest.raises(ValueError, match="set causal to true"):
+        make(**changes)
+    with pytest.raises(ValueError, match="forget_seconds must be a time"):
+        make(causal=True, normalize_variance=False, forget_seconds=-1.0)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+import soundfile
 import torch
 import yaml
 from tests.models.published_files import CATALOGUE, SEVEN, entry, layout_of, place, publish, tiny_network
@@ -123,7 +124,7 @@ def test_every_entry_of_the_package_is_whole_and_names_a_set_that_can_be_prepare
 
 def test_published_models_are_listed_between_ours_and_the_random_ones():
     names = [info.name for info in list_models()]
-    assert names[names.index("default") + 1 : names.index("fla-sepreformer-t")] == list(SEVEN)
+    assert names[names.index("default-live") + 1 : names.index("fla-sepreformer-t")] == list(SEVEN)
 
 
 @pytest.mark.parametrize("name", ["sepreformer-l-wham", "sepreformer-l-whamr"])
@@ -145,6 +146,10 @@ def test_a_name_that_was_never_published_says_so(name):
         ({"weights": {"path": "x/w.pth"}}, "files on GitHub need size and sha256"),
         ({"weights": {"path": "x/w.pth", "size": 1, "sha256": "abc"}}, "sha256 has 64 digits"),
         ({"scores": [{"set": "libri2mix"}]}, "missing 3 required"),
+        ({"layout": ""}, "give either settings, or layout and config"),
+        ({"settings": {"path": "x/config.yaml", "size": 1, "sha256": "0" * 64}}, "give either settings, or"),
+        ({"layout": "modelscope"}, "layout must be one of sepreformer, espnet"),
+        ({"config": {"n_blocks": 6, "n_heads": 5}}, "n_channels must be a multiple of n_heads"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(tmp_path, monkeypatch, change, message):
@@ -189,6 +194,43 @@ def test_each_name_gives_the_network_that_was_published_and_no_request_after_tha
     assert again.description == separator.description
     assert again.description["name"] == name
     assert server.requests == []
+
+
+def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('huggingface_hub', 'yaml', 'tqdm', 'accelerate', 'matplotlib', 'av', 'filelock'):\n"
+        "    sys.modules[name] = None\n"
+        "import soundfile\n"
+        "from flasepformer import Separator\n"
+        f"for name in {SEVEN!r}:\n"
+        "    separator = Separator.from_pretrained(name, 'cpu', accept_licence=True)\n"
+        "    [*tracks] = separator.separate_file('talk.wav', name)\n"
+        "    print(name, *(soundfile.info(track).frames for track in tracks))\n"
+    )
+    entries = yaml.safe_load((tmp_path / "models.yaml").read_text())
+    (tmp_path / "models.toml").write_text(_as_toml(entries))
+    soundfile.write(tmp_path / "talk.wav", MIXTURE[0].numpy() / 10, 8000)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "FLASEPFORMER_MODELS": str(tmp_path / "models.toml")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{name} 500 500" for name in SEVEN]
+
+
+def _as_toml(content):
+    """Write tables of tables of values: JSON's scalars are TOML's, but for objects."""
+
+    def value(item):
+        if isinstance(item, dict):
+            return "{ " + ", ".join(f"{key} = {value(each)}" for key, each in item.items()) + " }"
+        return f"[{', '.join(map(value, item))}]" if isinstance(item, list) else json.dumps(item)
+
+    return "".join(
+        f"[models.{name}]\n" + "".join(f"{key} = {value(item)}\n" for key, item in fields.items()) + "\n"
+        for name, fields in content["models"].items()
+    )
 
 
 def test_the_local_copy_is_our_format_with_a_card_and_nothing_of_the_original(server, originals, tmp_path):
@@ -344,12 +386,13 @@ def _wait_for(condition, process=None):
     raise AssertionError("it did not happen")
 
 
-def test_a_killed_download_goes_on_from_there(server, originals, tmp_path):  # row 73
-    def half_and_no_more(answer):
-        response = answer()
-        return dataclasses.replace(response, n_sent=len(response.body) // 2, stalls=True)
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.2, 0.97))])
+def test_a_killed_download_goes_on_from_there(server, originals, tmp_path, share):  # row 73
+    half = int(share * len(originals[APACHE][2]))
 
-    half = len(originals[APACHE][2]) // 2
+    def half_and_no_more(answer):
+        return dataclasses.replace(answer(), n_sent=half, stalls=True)
+
     server.add_fault("media /.*pth", half_and_no_more)
     work = tmp_path / "home/downloads" / APACHE
     process = _process(FETCH)
@@ -456,7 +499,7 @@ def test_a_short_rest_that_a_host_asks_for_is_taken(server, asked, monkeypatch):
 
 
 def test_a_host_that_falls_silent_is_named(server, monkeypatch):
-    monkeypatch.setattr(fetching, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.1)
     server.add_fault("github", lambda answer: Answer(n_sent=0, stalls=True, body=b"x"))
     with pytest.raises(PublishedError, match=r"does not answer in time|broke off"):
         fetched(APACHE)
@@ -474,13 +517,18 @@ def test_without_network_it_is_said_what_to_do_by_hand(server, originals, monkey
         fetched(name)
     assert time.monotonic() - begun < 2
     urls = re.findall(rf"{nowhere}\S+", str(error.value))
-    assert len(urls) == 2
+    assert len(urls) == (2 if find_published(name).settings else 1)
     by_hand = tmp_path / "by-hand"
     by_hand.mkdir()
-    for url, content in zip(urls, originals[name][1:], strict=True):
+    if find_published(name).layout:  # beside what is under way: the same name again
+        by_hand, again = tmp_path / "home/downloads" / name, name
+        assert f"into {by_hand}, and give the same command again" in str(error.value)
+    else:
+        again = by_hand
+    for url, content in zip(urls, originals[name][-len(urls) :], strict=True):
         (by_hand / re.split("[/=]|%2F", url)[-1]).write_bytes(content)
     with torch.inference_mode():
-        assert_close(load_model(by_hand)(MIXTURE), originals[name][0](MIXTURE), rtol=0, atol=0)
+        assert_close(load_model(again)(MIXTURE), originals[name][0](MIXTURE), rtol=0, atol=0)
 
 
 def test_a_proxy_of_the_environment_is_used_and_named_when_it_refuses(server, monkeypatch):

@@ -18,6 +18,7 @@ from flasepformer.audio import read_audio, resample
 from flasepformer.inference.estimates import need_as_a_whole
 from flasepformer.metrics import best_permutation, pairwise, si_snr
 from flasepformer.models import SepReformer, SepReformerConfig, TFLocoformer, TFLocoformerConfig
+from flasepformer.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 REAL_SETTINGS = ROOT.parent / "shared" / "published"
@@ -55,6 +56,28 @@ def test_the_networks_of_the_list_have_the_parameters_that_it_says(name):
         model = real_network(name)
     counted = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("auxiliary_"))
     assert counted == CATALOGUE["models"][name]["parameters"]
+
+
+@pytest.mark.parametrize("name", [name for name in SEVEN if "config" in CATALOGUE["models"][name]])
+def test_the_config_of_the_list_is_that_of_the_network(name):
+    published = CATALOGUE["models"][name]
+    with torch.device("meta"):
+        expected = real_network(name).config
+    assert FAMILIES[published["family"]][0](**published["config"]) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SEVEN if "config" in CATALOGUE["models"][name]])
+def test_the_settings_as_published_say_what_the_list_says(name, tmp_path):
+    settings = real_settings(name)
+    if settings is None:
+        pytest.skip("the configurations as published are not at hand")
+    published = CATALOGUE["models"][name]
+    _, weights = publish(real_network(name), layout_of(name), tmp_path / "made", settings)
+    (tmp_path / ("config.yaml" if published["layout"] == "espnet" else "configs.yaml")).write_bytes(settings)
+    path = tmp_path / Path(published["weights"]["path"]).name
+    path.write_bytes(weights)
+    assert load_model(path).config == FAMILIES[published["family"]][0](**published["config"])
 
 
 @pytest.mark.slow

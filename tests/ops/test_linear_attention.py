@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from flasepformer.ops import focus, key_value_sums, linear_attention, linear_attention_naive
+from flasepformer.ops import (
+    causal_linear_attention,
+    focus,
+    key_value_sums,
+    linear_attention,
+    linear_attention_naive,
+    running_sums,
+)
+from flasepformer.ops.linear_attention import EPS
 
 
 @pytest.mark.parametrize("n_frames", [1, 63, 250])  # a single frame, an odd count, a usual segment
@@ -101,3 +109,29 @@ def test_sums_of_bfloat16_keep_what_its_eight_bits_cannot():
 def test_shapes_pass_through_where_there_is_no_autocast():
     query, key, value = torch.empty(3, 1, 2, 50, 4, device="meta")
     assert linear_attention(query, key, value).shape == (1, 2, 50, 4)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.97])
+@pytest.mark.parametrize("n_frames", [1, 64, 150])
+def test_running_sums_are_those_of_a_loop(decay, n_frames):
+    x, past = torch.randn(2, n_frames, 3).double(), torch.randn(2, 3).double()
+    expected, total = [], past
+    for frame in x.unbind(1):
+        total = decay * total + frame
+        expected.append(total)
+    assert torch.allclose(running_sums(x, decay, past), torch.stack(expected, 1), atol=1e-12)
+    assert torch.allclose(running_sums(x, decay)[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_causal_attention_that_forgets_is_a_fading_average(decay):
+    query, key = torch.rand(2, 1, 2, 150, 4).double().unbind(0)
+    value = torch.randn(1, 2, 150, 3).double()
+    age = torch.arange(150)[:, None] - torch.arange(150)
+    fading = (decay ** age.clamp_min(0).double()).tril()
+    weights = query @ key.mT * fading
+    counts = fading.sum(-1)[:, None]
+    expected = (weights @ value) / (weights.sum(-1, keepdim=True) + EPS * counts)
+    first, past = causal_linear_attention(*(t[:, :, :100] for t in (query, key, value)), decay=decay)
+    second, _ = causal_linear_attention(*(t[:, :, 100:] for t in (query, key, value)), past, decay)
+    assert torch.allclose(torch.cat([first, second], 2), expected, atol=1e-9)

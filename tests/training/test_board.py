@@ -19,6 +19,7 @@ from flasepformer.training import board as board_module
 from flasepformer.training import train
 from flasepformer.training.board import Board, spectrograms
 from flasepformer.training.examples import open_examples
+from flasepformer.training.run_folder import BOARD_FOLDER, RunFolder
 
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -210,3 +211,17 @@ def test_what_was_shown_beyond_the_checkpoint_is_hidden_when_a_run_goes_on(tmp_p
             first_in_order_of_names(tmp_path)
     points = [(event.step, event.value) for event in shown(tmp_path).Scalars("train_loss_db")]
     assert points == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
+def test_a_run_that_is_begun_anew_shows_nothing_of_the_one_before(tmp_path):  # issue 16
+    from accelerate import Accelerator
+
+    folder = RunFolder(tmp_path)
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    board = Board(accelerator, 0)
+    board.numbers({"train_loss_db": -1.0}, 7)
+    board.close()
+    assert list((tmp_path / BOARD_FOLDER).glob("events.*"))
+    (tmp_path / "notes.txt").write_text("somebody's")
+    folder.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

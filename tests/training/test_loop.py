@@ -1,8 +1,10 @@
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -54,7 +56,26 @@ def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path)
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+def test_a_terminal_shows_how_far_it_is_and_the_time_that_is_left(small_recipe, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):  # issue 16
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(small_recipe, tmp_path / "run")
+    last = terminal.getvalue().split("\r")[-1]
+    assert "training: 100%" in last
+    assert re.search(r"4/4 \[\d+:\d+<00:00", last)
+
+
+SOON = ("fla-sepreformer", "tflocoformer")
+"""Both families and both kinds of attention."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in MINIATURES]
+)
 def test_a_miniature_of_each_kind_learns_and_its_checkpoint_separates(name, recipe, tmp_path):
     short = dataclasses.replace(
         changed(recipe, n_steps=24, batch_size=2, learning_rate=5e-3, decay_steps=0),

@@ -7,11 +7,13 @@ import os
 import queue
 import time
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flasepformer.audio.blocks import Stream, regular_blocks
 from flasepformer.audio.recording import AudioError
 from flasepformer.installing import how_to_install
 
@@ -83,27 +85,30 @@ class PcmSource:
 
 
 class ReplaySource:
-    """A recording as if somebody were talking now.
+    """A recording as if somebody were talking now: read while it is played, once.
 
     Args:
-        samples: (channel, time).
-        sample_rate: In Hz.
+        recording: Its rate need not be known before its first block.
         speed: Times real time.
         block_seconds: Of the recording, in a block.
+
+    Raises:
+        AudioError: The recording cannot be read; also in `blocks`.
     """
 
-    def __init__(
-        self, samples: Samples, sample_rate: int, *, speed: float = 1.0, block_seconds: float = 0.02
-    ) -> None:
-        self.sample_rate, self.n_lost, self.problem = sample_rate, 0, ""
-        self._samples, self._speed = samples, speed
-        self._length = max(round(block_seconds * sample_rate), 1)
+    def __init__(self, recording: Stream, *, speed: float = 1.0, block_seconds: float = 0.02) -> None:
+        self.n_lost, self.problem = 0, ""
+        self._coming = recording.blocks()
+        self._head = next(self._coming)
+        self.sample_rate = recording.sample_rate
+        self._speed = speed
+        self._length = max(round(block_seconds * self.sample_rate), 1)
 
     def blocks(self) -> Iterator[Samples]:
-        began = time.monotonic()
-        for first in range(0, self._samples.shape[1], self._length):
-            block = self._samples[:, first : first + self._length]
-            until = began + (first + block.shape[1]) / self.sample_rate / self._speed
+        began, n_played = time.monotonic(), 0
+        for block in regular_blocks(chain([self._head], self._coming), self._length):
+            n_played += block.shape[1]
+            until = began + n_played / self.sample_rate / self._speed
             time.sleep(max(until - time.monotonic(), 0))
             yield block
 

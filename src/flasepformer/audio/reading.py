@@ -127,6 +127,11 @@ class RecordingFile:
         self._file.close()
 
     @property
+    def is_known(self) -> bool:
+        """Whether it has been gone through, so that its length and its warnings are known."""
+        return self._facts is not None
+
+    @property
     def n_samples(self) -> int:
         """Length of every channel."""
         return self._known()[0]

@@ -1,12 +1,13 @@
 """Samples that are written once and read several times: in memory, or in a temporary file."""
 
 import os
-import tempfile
 from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flasepformer.files.scratch import scratch_file
 
 _SAMPLE_BYTES = 4
 
@@ -33,15 +34,7 @@ class StoredSignals:
             self._samples = np.zeros((n_signals, n_samples), np.float32)
             return
         size = n_signals * n_samples * _SAMPLE_BYTES
-        self._file = tempfile.TemporaryFile(prefix="flasepformer-", dir=folder, buffering=0)  # noqa: SIM115
-        try:
-            if hasattr(os, "posix_fallocate"):  # a full disk shows now, not in the middle
-                os.posix_fallocate(self._file.fileno(), 0, size)
-            else:
-                self._file.truncate(size)
-        except OSError:
-            self._file.close()
-            raise
+        self._file = scratch_file(size, folder)
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
         """Return the samples (signal, last - first), not to be changed in place."""

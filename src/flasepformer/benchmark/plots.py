@@ -27,7 +27,7 @@ def draw_plots(report: Report, folder: Path) -> list[Path]:
         import matplotlib.figure  # not pyplot: nothing is to be shown, and no window system is needed
         from matplotlib.ticker import LogFormatter, StrMethodFormatter
     except ImportError as error:
-        raise ImportError(f"plots need matplotlib: {how_to_install('demo')}") from error
+        raise ImportError(f"plots need matplotlib: {how_to_install('plot')}") from error
     slopes = report.slopes()
     paths = []
     for name, (axis, value) in PLOTS.items():

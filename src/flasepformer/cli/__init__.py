@@ -37,8 +37,13 @@ from flasepformer.installing import how_to_install
 
 __all__ = ["app", "main"]
 
-_EXTRAS = {"tqdm": "evaluation,data,train", "yaml": "hub", "huggingface_hub": "hub", "filelock": "hub",
-           "ray": "ray", "fsspec": "s3"}  # fmt: skip
+_EXTRAS = {
+    "tqdm": "evaluation,data,train",
+    "yaml": "hub",
+    "huggingface_hub": "hub",
+    "ray": "ray",
+    "fsspec": "s3",
+}
 """Which extra brings a package that only some commands need."""
 
 _HELP = {"help_option_names": ["-h", "--help"]}

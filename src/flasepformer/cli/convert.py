@@ -21,6 +21,12 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Store the weights in half precision, in our layout.")
     ] = False,
+    causal: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Make an FLA-SepReformer causal with so many stages, to train it on for live use."
+        ),
+    ] = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a published checkpoint in our format, or ours in the layout of FLASepformer's public release.
@@ -34,8 +40,16 @@ def convert(
         raise typer.BadParameter(f"--to takes one of {', '.join(WRITABLE_LAYOUTS)}, got {layout!r}")
     if half and layout != "flasepformer":
         raise typer.BadParameter("--half is for our own layout; leave out --to")
+    if causal is not None and (half or layout != "flasepformer"):
+        raise typer.BadParameter(
+            "--causal writes our own layout in full precision; leave out --to and --half"
+        )
     try:
         obtain_published(source, accept_licence=accept_licence)
+        if causal is not None:
+            write_causal(source, folder, causal)
+            print_result(f"{folder}: causal, {causal} stages, untrained")
+            return
         info = convert_checkpoint(source, folder, layout, half=half)
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error
@@ -49,3 +63,26 @@ def convert(
         f"{folder}: {info.family}, {info.n_sources} talkers at {info.sample_rate} Hz, "
         f"{info.n_parameters:,} parameters"
     )
+
+
+def write_causal(source: str, folder: Path, n_stages: int) -> None:
+    """Write a model made causal, the start of a training such as `recipes/live.yaml`.
+
+    Raises:
+        FileExistsError: There is something in the folder.
+        CheckpointError: The model cannot be loaded, or cannot be made causal.
+    """
+    from flasepformer.inference.levels import MODEL_RMS
+    from flasepformer.models import CheckpointError, SepReformer, load_model, save_model
+    from flasepformer.models.causal import made_causal
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; name a new folder")
+    network = load_model(source)
+    if not isinstance(network, SepReformer):
+        raise CheckpointError(f"{source} is no SepReformer; only those can be made causal")
+    try:
+        causal = made_causal(network, n_stages=n_stages, level=MODEL_RMS)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    save_model(causal, folder, {"description": f"{source}, made causal, untrained"})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from flasepformer.audio import RecordingFile
     from flasepformer.audio.live_sources import Source
     from flasepformer.inference import StreamingSeparator
     from flasepformer.inference.live import LiveReport
@@ -104,7 +105,8 @@ def live(
     with ExitStack() as stack:
         try:
             obtain_published(model, accept_licence=accept_licence, quiet=quiet)
-            heard = _open_source(replay, speed, source, rate, channels, samples, microphone, block)
+            recording = stack.enter_context(_opened(replay)) if replay is not None else None
+            heard = _open_source(recording, speed, source, rate, channels, samples, microphone, block)
             stream = _open_stream(model, heard.sample_rate, device, delay)
             name = replay.stem if replay is not None else time.strftime("live-%Y%m%d-%H%M%S")
             paths, sinks = _open_sinks(stack, stream, out, name, play or [], overwrite)
@@ -113,6 +115,9 @@ def live(
                     f"listening at {heard.sample_rate} Hz; the tracks lag {_milliseconds(stream)} behind"
                 )
             exit_code = _listen(stream, heard, sinks, report, seconds, quiet)
+            if recording is not None and recording.is_known:  # played to its end
+                for warning in recording.warnings:
+                    print_message(f"warning: {replay}: {warning}")
         except (CheckpointError, DeviceError, OutputError, ModuleNotFoundError) as error:
             print_message(f"error: {error}")
             raise typer.Exit(3) from error
@@ -133,8 +138,14 @@ def live(
     raise typer.Exit(exit_code)
 
 
+def _opened(path: Path) -> "RecordingFile":
+    from flasepformer.audio import RecordingFile
+
+    return RecordingFile(path, kept_bytes=0)  # it is played once
+
+
 def _open_source(
-    replay: Path | None,
+    recording: "RecordingFile | None",
     speed: float,
     source: str | None,
     rate: int | None,
@@ -143,14 +154,11 @@ def _open_source(
     microphone: str | None,
     block: float,
 ) -> "Source":
-    from flasepformer.audio import AudioError, read_audio
+    from flasepformer.audio import AudioError
     from flasepformer.audio.live_sources import Microphone, PcmSource, ReplaySource
 
-    if replay is not None:
-        recording = read_audio(replay)
-        for warning in recording.warnings:
-            print_message(f"warning: {replay}: {warning}")
-        return ReplaySource(recording.samples, recording.sample_rate, speed=speed, block_seconds=block)
+    if recording is not None:
+        return ReplaySource(recording, speed=speed, block_seconds=block)
     if source == STDIN:
         if sys.stdin is None:
             raise AudioError("standard input is closed")

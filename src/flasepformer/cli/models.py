@@ -52,8 +52,21 @@ def models(
 
 
 def _ours(info: "ModelInfo") -> tuple[str, ...]:
-    return (info.name, "low cost, comes with the package" if info.name == "default" else "an earlier default",
-            "?", "-", info.licence, "see licence", "-", "yes", "?", "?")  # fmt: skip
+    from flasepformer.models import shipped_offer
+
+    offer = shipped_offer(info.name)
+    return (
+        info.name,
+        offer["use"],
+        f"{offer['si_snri']:.1f}",
+        offer["scored_on"],
+        info.licence,
+        "yes",
+        f"{offer['weights_bytes'] / 1e6:.0f} MB",
+        "yes",
+        f"{offer['real_time_factor']:.2f}",
+        f"{offer['megabytes']} MB",
+    )
 
 
 def _published(model: "PublishedModel") -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flasepformer.cli.console import print_message
+from flasepformer.cli.console import Bar, print_message
 
 if TYPE_CHECKING:
     from flasepformer.models import PublishedModel
@@ -37,14 +37,11 @@ def obtain_published(name: str, *, accept_licence: bool, quiet: bool = False) ->
 def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool = False) -> Path:
     """Return the folder of a published model, after asking on a terminal where its licence wants it."""
     from flasepformer.models import local_copy, obtain
-    from flasepformer.models.published import check_can_fetch, licence_is_accepted
+    from flasepformer.models.published import licence_is_accepted
 
     folder = local_copy(model)
     if folder is not None:
         return folder
-    check_can_fetch()
-    from tqdm import tqdm
-
     accepted = model.commercial_use or accept_licence or licence_is_accepted()
     if not quiet or not accepted:
         print_message(f"{model.name}, {model.download_size}, from {model.source}")
@@ -54,18 +51,16 @@ def obtain_model(model: "PublishedModel", *, accept_licence: bool, quiet: bool =
     if not accepted and _is_terminal():
         accept_licence = _ask("Do you accept this licence? [y/N] ")
     shows_bar = not quiet and sys.stderr is not None and sys.stderr.isatty()
-    with tqdm(disable=not shows_bar, unit="B", unit_scale=True, desc=model.name, leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    bar = Bar(shows_bar)
+    try:
         return obtain(
             model,
             accept_licence=accept_licence,
-            progress=show,
+            progress=lambda done, total: bar.tell(f"{model.name} {done / 1e6:.0f} MB", done / total),
             notify=lambda text: print_message(f"note: {text}"),
         )
+    finally:
+        bar.close()
 
 
 def _ask(question: str) -> bool:

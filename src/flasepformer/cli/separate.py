@@ -380,8 +380,7 @@ def separate_one(separator: "Separator", options: "FileOptions", job: Job) -> di
         named_options: FileOptions = {**options, "name": job.name}
         report = separator.separate_file_with_report(source, job.folder, **named_options)
     except AlreadySeparated as error:
-        tracks = [str(track) for track in error.tracks]
-        known = {**read_report(error.report), "input": job.source, "tracks": tracks}
+        known = {**read_report(error.report), **_named_paths(job, error.tracks, error.files)}
         return {**known, "status": "skipped", "reason": str(error)}
     except OutputError:
         raise
@@ -389,8 +388,11 @@ def separate_one(separator: "Separator", options: "FileOptions", job: Job) -> di
         named = Path(source) if isinstance(source, str) else getattr(source, "name", "stream")
         reason = describe(error).removeprefix(f"{named}: ")
         return _failure(job, reason, lacks_memory=isinstance(error, NotEnoughMemory))
-    tracks = [str(track) for track in report.tracks]
-    return {**asdict(report), "input": job.source, "status": "done", "tracks": tracks}
+    return {**asdict(report), **_named_paths(job, report.tracks, report.files), "status": "done"}
+
+
+def _named_paths(job: Job, tracks: Sequence[Path], files: Sequence[Path]) -> dict[str, Any]:
+    return {"input": job.source, "tracks": list(map(str, tracks)), "files": list(map(str, files))}
 
 
 def _failure(job: Job, reason: str, *, lacks_memory: bool = False) -> dict[str, Any]:

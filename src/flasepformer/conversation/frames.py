@@ -74,7 +74,10 @@ def smoothed(values: NDArray[np.floating[Any] | np.bool_], n: int) -> NDArray[np
     sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, -1, dtype=np.float64)], -1)
     at = np.arange(length)
     low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, length)
-    return (sums[..., high] - sums[..., low]) / (high - low)
+    means = sums[..., high]
+    means -= sums[..., low]
+    means /= high - low
+    return means
 
 
 def in_db(power: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

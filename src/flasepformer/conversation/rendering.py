@@ -60,8 +60,12 @@ class Rendering:
     @cached_property
     def _takes(self) -> NDArray[np.float32]:
         """(track, source, frame): what each track takes of each estimate."""
-        taken = self.order[:, None, :] == np.arange(self.passed.n_sources)[None, :, None]
-        return smoothed(taken, FADE_FRAMES).astype(np.float32)
+        sources = range(self.passed.n_sources)
+        takes = np.empty((len(self.order), len(sources), self.order.shape[-1]), np.float32)
+        for own, taken in zip(takes, self.order, strict=True):
+            for source in sources:  # one at a time, for the memory of a day
+                own[source] = smoothed(taken == source, FADE_FRAMES)
+        return takes
 
     @cached_property
     def _upper_shares(self) -> NDArray[np.float32]:

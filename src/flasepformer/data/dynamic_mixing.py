@@ -131,7 +131,7 @@ class DynamicMixing:
         store: The speech; its sample rate is that of the mixtures.
         config: How mixtures are drawn.
         seed: Another seed, another list.
-        cache: Folder that keeps the decoded noise; see `SpeechStore.load`.
+        cache: Folder that keeps the decoded noise and the simulated rooms; see `SpeechStore.load`.
 
     Raises:
         ValueError: There are fewer speakers than sources, or no rooms or noise where the config says.
@@ -157,7 +157,7 @@ class DynamicMixing:
         weight = amount ** (1 - config.speaker_balance)
         self._speaker_probability = weight / weight.sum()
         self._noise = Noise.load(config.noise, store.sample_rate, cache) if config.noise else None
-        self._rooms = self._load_rooms() if config.rooms else None
+        self._rooms = self._load_rooms(cache) if config.rooms else None
 
     def example(self, index: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
         """Return mixture (time,) and sources (source, time), float32.
@@ -262,13 +262,14 @@ class DynamicMixing:
             targets[k], wet[k] = level * target, level * heard
         return targets, wet - targets
 
-    def _load_rooms(self) -> list[list[RoomResponse]]:
+    def _load_rooms(self, cache: str | Path | None) -> list[list[RoomResponse]]:
         config, sample_rate = self.config, self.store.sample_rate
         if config.rooms != SIMULATED:
             return load_rooms(config.rooms, sample_rate)
         return simulate_rooms(
-            config.n_simulated_rooms, config.n_sources, config.decay_seconds, sample_rate, seed=self.seed
-        )
+            config.n_simulated_rooms, config.n_sources, config.decay_seconds, sample_rate, seed=self.seed,
+            cache=cache,
+        )  # fmt: skip
 
     def _speech(self, rng: np.random.Generator, indices: list[int], n_samples: int) -> NDArray[np.float32]:
         """Return a random stretch of one speaker: a crop, or utterances in a row with pauses between."""

@@ -1,6 +1,11 @@
 """Rooms that are simulated with image sources, for mixtures whose dry sources are known."""
 
+import hashlib
+import io
+import sys
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +13,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flasepformer.data.acoustics import RoomResponse
+from flasepformer.files import write_whole
 from flasepformer.installing import how_to_install
 
+_FORMAT = 1  # part of the cache key: raise it when rooms are drawn or stored otherwise
 _N_ROOMS = 100  # drawn before the decay asked for is held to be impossible
 
 
@@ -93,7 +100,13 @@ def draw_room(rng: np.random.Generator, n_talkers: int, decay_seconds: tuple[flo
 
 
 def simulate_rooms(
-    n_rooms: int, n_talkers: int, decay_seconds: tuple[float, float], sample_rate: int, *, seed: int
+    n_rooms: int,
+    n_talkers: int,
+    decay_seconds: tuple[float, float],
+    sample_rate: int,
+    *,
+    seed: int,
+    cache: str | Path | None = None,
 ) -> list[list[RoomResponse]]:
     """Draw rooms with `draw_room` and return the responses of the talkers in each.
 
@@ -103,15 +116,48 @@ def simulate_rooms(
         decay_seconds: As in `draw_room`.
         sample_rate: Of the responses, Hz.
         seed: Another seed, other rooms.
+        cache: Folder that keeps the responses for the next call of the same kind.
 
     Raises:
         ValueError: No room decays so fast.
         ImportError: The extra "data" is missing.
     """
+    wanted = (n_rooms, n_talkers, *decay_seconds, sample_rate, seed, version("pyroomacoustics"), _FORMAT)
+    kept = cache and Path(cache) / f"rooms-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}.npz"
+    if kept and kept.is_file():
+        return _read_rooms(kept, n_talkers)
     rng = np.random.default_rng([seed, n_rooms])
     rooms = (draw_room(rng, n_talkers, decay_seconds) for _ in range(n_rooms))
+    if not sys.stderr.isatty():  # where there is no bar, half a minute of silence has a reason, too
+        print(f"simulating {n_rooms} rooms", file=sys.stderr, flush=True)
     bar = tqdm(rooms, total=n_rooms, desc="simulating rooms", unit="room", disable=None)
-    return [[response for _, response in room.responses(sample_rate)] for room in bar]
+    simulated = [[response for _, response in room.responses(sample_rate)] for room in bar]
+    if kept:
+        _keep_rooms(kept, simulated)
+    return simulated
+
+
+def _keep_rooms(path: Path, rooms: list[list[RoomResponse]]) -> None:
+    responses = [response for room in rooms for response in room]
+    content = io.BytesIO()
+    np.savez(
+        content,
+        samples=np.concatenate([response.samples for response in responses]),
+        lengths=[len(response.samples) for response in responses],
+        direct=[response.direct for response in responses],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.getvalue())
+
+
+def _read_rooms(path: Path, n_talkers: int) -> list[list[RoomResponse]]:
+    with np.load(path, allow_pickle=False) as stored:
+        parts = np.split(stored["samples"], np.cumsum(stored["lengths"])[:-1])
+        responses = [
+            RoomResponse(samples, int(direct))
+            for samples, direct in zip(parts, stored["direct"], strict=True)
+        ]
+    return [responses[first : first + n_talkers] for first in range(0, len(responses), n_talkers)]
 
 
 def _point(values: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -82,7 +82,7 @@ def export_model(
         model=info.name, family=info.family, sample_rate=network.sample_rate, n_sources=network.n_sources,
         kind=kind, quantized=quantization or "", licence=info.licence, description=info.description,
         model_card=model_card(info), config=dict(vars(network.config)), block_length=block_length,
-        delay=network.lead if block_length else 0,
+        delay=network.lag if block_length else 0,
     )  # fmt: skip
     for name, value in facts.to_metadata().items():
         entry = proto.metadata_props.add()

@@ -47,7 +47,7 @@ class WholeRecording(nn.Module):
         if squared is not None:
             overlapping = overlap_add(squared.expand(windows.shape[1], -1), network.hop_length)
             waveforms = waveforms / overlapping.clamp_min(SMALLEST_OVERLAP)
-        waveforms = F.pad(waveforms, (0, n_samples))[:, network.lead : network.lead + n_samples]
+        waveforms = F.pad(waveforms, (0, n_samples))[:, network.lag : network.lag + n_samples]
         estimates = waveforms.unflatten(0, (-1, network.n_sources))
         return estimates if level is None else estimates * level.unsqueeze(-1)
 
@@ -64,7 +64,7 @@ class WholeRecording(nn.Module):
             return torch.cat([before, least, after], -1)[:, : (n_frames - 1) * hop + window]
         if network.causal:
             step = network.frames_per_step
-            n_frames = (n_samples + lead + hop * step - 1) // (hop * step) * step
+            n_frames = (n_samples + network.lag + hop * step - 1) // (hop * step) * step
         else:
             n_beyond = torch.sym_max(n_samples - window, 0)
             n_frames = (n_beyond + (hop - 1 if network.config.pad_end else 0)) // hop + 1
@@ -82,7 +82,7 @@ class StreamingStep(nn.Module):
         block_length: Samples in a step, a multiple of the network's step.
 
     Shape: samples (1, block_length) and the state to estimates (1, source, block_length), which are those of
-    the samples `network.lead` earlier, and the next state.
+    the samples `network.lag` earlier, and the next state.
     """
 
     def __init__(self, network: SeparationNetwork, block_length: int) -> None:

@@ -113,13 +113,13 @@ class CausalEngine(Engine):
     def __init__(self, model: SeparationNetwork, device: torch.device, *, levels: bool = True) -> None:
         super().__init__(model, device)
         self.step = model.hop_length * model.frames_per_step
-        self.lead = model.lead
-        self.delay = self.step + self.lead
+        self.lag = model.lag
+        self.delay = self.step + self.lag
         self.levels = levels
         self._level = PastLevel(self.step / model.sample_rate)
         self._gain = PastGain(self.step / model.sample_rate)
         self._last_level = 0.0
-        self._late = np.zeros((2, self.lead), np.float32)  # samples that are not given away yet, and levels
+        self._late = np.zeros((2, self.lag), np.float32)  # samples that are not given away yet, and levels
         self._model_state: dict[str, Tensor] = {}
 
     @property
@@ -162,7 +162,7 @@ class CausalEngine(Engine):
                 )
                 self._last_level = level
         joined = np.concatenate([self._late, np.stack([samples, levels])], axis=1)
-        self._late = joined[:, joined.shape[1] - self.lead :]
+        self._late = joined[:, joined.shape[1] - self.lag :]
         return samples / levels, joined[:, :n]
 
     def _give(self, estimates: Samples, stretch: Samples) -> None:
@@ -179,7 +179,7 @@ class CausalEngine(Engine):
             )
         else:
             tracks = estimates
-        n_before = self.lead if self.n_out == 0 and not self._ready else 0
+        n_before = self.lag if self.n_out == 0 and not self._ready else 0
         tracks = tracks[:, n_before:]
         if self.levels and np.abs(mixture).max() <= SILENCE_PEAK:
             tracks = np.zeros_like(tracks)

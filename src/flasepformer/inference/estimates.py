@@ -1,9 +1,7 @@
 """How much memory a recording will take, told before the model runs.
 
-What a network keeps for a whole recording is counted by its score. What it needs for a moment is a formula
-over the sizes of its config, with constants measured once for each family as the peak of the resident memory,
-above the loaded model, on a CPU in float32. `tests/inference/test_estimates.py` holds them against a new
-measurement.
+What a network keeps for a whole recording is counted by its score; what it needs for a moment it says itself
+(`numbers_at_a_time`). `tests/inference/test_estimates.py` holds the sum against a measurement.
 """
 
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from flasepformer.models import SeparationNetwork, SepReformer, TFLocoformer
+from flasepformer.models import SeparationNetwork
 
 SAMPLE_BYTES = 4
 """Of float32, in which all samples and features are."""
@@ -20,8 +18,6 @@ WORK_BYTES = 20_000_000
 """Blocks of samples on their way from the file to the model, and from there to the tracks."""
 
 _LIBRARY_BYTES = 45_000_000  # what libraries keep after the first call of a network, whatever its size
-_SEPREFORMER_LIVE = 36  # tensors as large as a piece of the talkers' features that exist at a time
-_TFLOCOFORMER_LIVE = 8  # and as large as the widest that a piece turns into
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,5 @@ def need_as_a_whole(model: nn.Module, n_samples: int) -> Need | None:
 def _piece_bytes(model: SeparationNetwork, n_samples: int, piece_length: int | None) -> int:
     """Estimate what exists for one piece of time only."""
     n_frames = min(model.n_frames(n_samples), piece_length or model.piece_length(torch.device("cpu")))
-    n_values = 0
-    if isinstance(model, SepReformer):
-        config = model.config
-        n_values = (
-            _SEPREFORMER_LIVE * config.n_sources * (n_frames + config.local_kernel_size) * config.n_channels
-        )
-    elif isinstance(model, TFLocoformer):
-        n_bins = model.config.n_fft // 2 + 1
-        n_values = _TFLOCOFORMER_LIVE * n_frames * n_bins * 2 * model.config.feed_forward_channels
-    return (
-        _LIBRARY_BYTES + n_values * SAMPLE_BYTES * torch.get_num_threads()
-    )  # each works on a piece of its own
+    n_bytes = model.numbers_at_a_time(n_frames) * SAMPLE_BYTES
+    return _LIBRARY_BYTES + n_bytes * torch.get_num_threads()  # each works on a piece of its own

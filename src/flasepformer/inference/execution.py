@@ -116,9 +116,9 @@ class ModelRunner:
         )
         self._planner = Planner(self._original, mode, limit, chunk_length, overlap, shorter_chunks)
 
-    def plan(self, n_samples: int, *, held_bytes: int = 0) -> Plan:
+    def plan(self, n_samples: int, *, held_bytes: int = 0, later_bytes: int = 0) -> Plan:
         """Decide how a mixture goes through the model on its device; see `Planner.plan`."""
-        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes)
+        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes, later_bytes=later_bytes)
 
     def run(
         self,

@@ -130,6 +130,9 @@ class Finisher(Protocol):
     def endings(self) -> tuple[str, ...]:
         """Return the ends of the names of all files that there may be beside them."""
 
+    def need_bytes(self, n_sources: int, seconds: float) -> int:
+        """Estimate the memory that a recording takes from `finish` on, beside its samples and estimates."""
+
     def finish(self, passed: Passed) -> Finished:
         """Decide what the tracks are."""
 

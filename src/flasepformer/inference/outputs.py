@@ -92,6 +92,7 @@ class AlreadySeparated(OutputExists):
     def __init__(self, outputs: Outputs) -> None:
         super().__init__(f"{outputs.report} and its tracks exist")
         self.tracks = outputs.tracks
+        self.files = outputs.files
         self.report = outputs.report
 
 

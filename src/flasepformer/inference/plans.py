@@ -93,7 +93,9 @@ class Planner:
         self._shorter_chunks = shorter_chunks
         self._sample_rate, self._n_sources = model.sample_rate, model.n_sources
 
-    def plan(self, n_samples: int, device: torch.device, *, held_bytes: int = 0) -> Plan:
+    def plan(
+        self, n_samples: int, device: torch.device, *, held_bytes: int = 0, later_bytes: int = 0
+    ) -> Plan:
         """Decide how a mixture goes through the model, and estimate what that takes.
 
         What does not fit in memory goes to temporary files: first the mixture and the estimates, which are
@@ -103,6 +105,7 @@ class Planner:
             n_samples: Length of the mixture at the model's sample rate.
             device: Where.
             held_bytes: What the recording and its tracks take beside that.
+            later_bytes: What is taken when the model is done, beside mixture and estimates.
 
         Raises:
             NotEnoughMemory: Not in any way that the mode allows.
@@ -111,9 +114,11 @@ class Planner:
         here = self._usable_bytes(torch.device("cpu"), held_bytes)
         if held_bytes and here <= 0:
             raise self.shortage(held_bytes + WORK_BYTES, here + held_bytes, n_samples)
+        if later_bytes > here:
+            raise self.shortage(held_bytes + later_bytes, here + held_bytes, n_samples)
         there = self._usable_bytes(device, 0) if device.type == "cuda" else here
         plan = self._plan(n_samples, there, device)
-        return self._with_signals(plan, n_samples, here, device)
+        return self._with_signals(plan, n_samples, here, device, later_bytes)
 
     def _plan(self, n_samples: int, usable: float, device: torch.device) -> Plan:
         """Plan without the mixture and the estimates, but such that there is some memory left for them."""
@@ -136,12 +141,15 @@ class Planner:
             )
         return self._plan_chunks(n_samples, usable, reason)
 
-    def _with_signals(self, plan: Plan, n_samples: int, usable: float, device: torch.device) -> Plan:
+    def _with_signals(
+        self, plan: Plan, n_samples: int, usable: float, device: torch.device, later_bytes: int
+    ) -> Plan:
         """Find room for the mixture and the estimates."""
         if plan.need is None:
             return plan
-        n_bytes, need = signal_bytes(self._n_sources, n_samples), plan.need
-        taken = WORK_BYTES if device.type == "cuda" else need.memory_bytes
+        n_bytes = signal_bytes(self._n_sources, n_samples)
+        taken = max(WORK_BYTES if device.type == "cuda" else plan.need.memory_bytes, later_bytes)
+        need = replace(plan.need, memory_bytes=max(plan.need.memory_bytes, later_bytes))
         if taken + n_bytes <= usable:
             return replace(plan, need=replace(need, memory_bytes=need.memory_bytes + n_bytes))
         need = replace(need, disk_bytes=need.disk_bytes + n_bytes)

@@ -433,6 +433,7 @@ class Separator:
                 tell,
                 options.get("notify", _hear_nothing),
                 held_bytes=recording.n_kept_bytes,
+                finisher=finisher,
                 mix_channels=options.get("mix_channels", False),
             )
             confidence = self._confidence(separation)
@@ -532,6 +533,7 @@ class Separator:
         notify: Callable[[str], None] = _hear_nothing,
         *,
         held_bytes: int = 0,
+        finisher: Finisher | None = None,
         mix_channels: bool = False,
     ) -> _Separation:
         """Let the model separate a recording, if there is something to separate.
@@ -541,13 +543,19 @@ class Separator:
             tell: See `separate`.
             notify: Told what a person should know before the work begins.
             held_bytes: What recording and tracks take in memory beside what is planned here.
+            finisher: What comes after, which needs memory, too.
             mix_channels: Mix the channels down even where each has its talker.
         """
         shape = self.n_sources, found.n_samples, found.sample_rate
+        seconds = found.n_samples / found.sample_rate
+        later_bytes = finisher.need_bytes(self.n_sources, seconds) if finisher else 0
         if self.n_sources == 2 and found.talkers_have_channels and not mix_channels:
             channels = ChannelTracks(found.stream, *shape)
-            return _Separation(channels, "channels", held_bytes + WORK_BYTES, warnings=(SEPARATE_CHANNELS,))
-        plan = self._runner.plan(found.model_length(self.sample_rate), held_bytes=held_bytes)
+            taken = held_bytes + max(WORK_BYTES, later_bytes)
+            return _Separation(channels, "channels", taken, warnings=(SEPARATE_CHANNELS,))
+        plan = self._runner.plan(
+            found.model_length(self.sample_rate), held_bytes=held_bytes, later_bytes=later_bytes
+        )
         memory_bytes, disk_bytes = None, 0
         if plan.need is not None:
             memory_bytes, disk_bytes = held_bytes + plan.need.memory_bytes, plan.need.disk_bytes

@@ -40,6 +40,7 @@ class FocusedLinearAttention(nn.Module):
         power: Focusing factor p of `ops.focus`; 1 gives plain linear attention.
         kernel_size: Frames that the convolution of the values spans, odd; 0 leaves it out.
         causal: Attend to what has been, not to what will be.
+        decay: What is left, where it is causal, of a frame's weight when the next one comes.
 
     Shape: (batch, frames, n_channels), in and out.
 
@@ -47,10 +48,17 @@ class FocusedLinearAttention(nn.Module):
     """
 
     def __init__(
-        self, n_channels: int, n_heads: int, power: int = 3, kernel_size: int = 5, causal: bool = False
+        self,
+        n_channels: int,
+        n_heads: int,
+        power: int = 3,
+        kernel_size: int = 5,
+        causal: bool = False,
+        decay: float = 1.0,
     ) -> None:
         super().__init__()
         self.n_heads = n_heads
+        self.decay = decay
         self.power = power
         self.query = nn.Linear(n_channels, n_channels)
         self.key_value = nn.Linear(n_channels, 2 * n_channels)
@@ -125,7 +133,7 @@ class FocusedLinearAttention(nn.Module):
         )
         values = self._split_heads(value)
         past = None if carry is None else carry.load("sums")
-        attended, past = causal_linear_attention(queries, keys, values, past)
+        attended, past = causal_linear_attention(queries, keys, values, past, self.decay)
         if carry is not None:
             carry.save("sums", past)
         attended = self._join_heads(attended)

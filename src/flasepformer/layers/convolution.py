@@ -47,6 +47,23 @@ def with_past(x: Tensor, n_frames: int, carry: Carry | None, name: str = "frames
     return torch.cat([x.new_zeros(x.shape[0], n_frames, *x.shape[2:]), x], dim=1)
 
 
+class Delay(Layer):
+    """Give every frame later by some frames; (batch, frames, ...), in and out.
+
+    Args:
+        n_frames: How many.
+    """
+
+    causal = True
+
+    def __init__(self, n_frames: int) -> None:
+        super().__init__()
+        self.halo = n_frames
+
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return with_past(x, self.halo, carry)[:, : x.shape[1]]
+
+
 class DepthwiseConv(Layer):
     """`depthwise_conv` with its parameters.
 

@@ -1,5 +1,6 @@
 """Normalisations of features whose channels come last; always computed in at least single precision."""
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch.linalg import vector_norm
 from torch.nn import functional as F
 
 from flasepformer.layers.layer import Carry, Given, GlobalLayer
-from flasepformer.ops import is_exporting
+from flasepformer.ops import is_exporting, running_sums
 
 
 class FrameNorm(nn.Module, ABC):
@@ -114,16 +115,26 @@ class GlobalNorm(GlobalLayer):
         n_channels: Feature channels.
         eps: Added to the variance.
         causal: Normalise every frame by the features up to it.
+        decay: What is left, where it is causal, of a frame's weight when the next one comes.
 
     Shape: (batch, frames, ..., n_channels), in and out.
     """
 
-    def __init__(self, n_channels: int, eps: float = 1e-5, causal: bool = False) -> None:
+    def __init__(self, n_channels: int, eps: float = 1e-5, causal: bool = False, decay: float = 1.0) -> None:
         super().__init__()
         self.eps = eps
         self.causal = causal
+        self.decay = decay
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
+
+    def fading(self, decay: float) -> "GlobalNorm":
+        """Return the same norm for frames of another length, with their decay."""
+        if decay == self.decay:
+            return self
+        norm = copy.copy(self)
+        norm.decay = decay
+        return norm
 
     def summarize(self, x: Tensor) -> Moments:
         return Moments.of(x)
@@ -139,10 +150,9 @@ class GlobalNorm(GlobalLayer):
         wide = _at_least_float32(x).flatten(2)
         counts = wide.new_full(wide.shape[:2], wide.shape[2])
         sums = widest(torch.stack([wide.sum(2), wide.square().sum(2), counts], 2))
-        total = sums.cumsum(1)  # (batch, frames, 3)
+        past = None if carry is None else carry.load("sums")
+        total = running_sums(sums, self.decay, past)  # (batch, frames, 3)
         if carry is not None:
-            past = carry.load("sums")
-            total = total if past is None else total + past.unsqueeze(1)
             carry.save("sums", total[:, -1].clone())
         mean, square = (total[..., :2] / total[..., 2:]).unbind(-1)
         scale = torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)

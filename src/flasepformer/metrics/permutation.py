@@ -72,6 +72,7 @@ def _assign(cost: list[list[float]]) -> list[int]:
 
     Rows join one after another; each finds the cheapest chain of re-assignments that ends at a free column
     (Dijkstra on costs reduced by the prices of rows and columns, which keeps them from being negative).
+    Our own, because plain separation does without SciPy; `scipy.optimize.linear_sum_assignment` is its peer.
     """
     n = len(cost)
     row_of = [-1] * (n + 1)  # the last column is a virtual one, where the joining row starts

@@ -7,6 +7,7 @@ from flasepformer.models.checkpoints import (
     load_model,
     model_info,
     save_model,
+    shipped_offer,
 )
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.hub import HubError, download_model, push_to_hub
@@ -55,4 +56,5 @@ __all__ = [
     "push_to_hub",
     "save_model",
     "separate",
+    "shipped_offer",
 ]

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from flasepformer.files import write_whole
 from flasepformer.models.errors import CheckpointError
-from flasepformer.models.layouts import LAYOUTS
+from flasepformer.models.layouts import LAYOUTS, PublishedCheckpoint
 from flasepformer.models.network import SeparationNetwork
 from flasepformer.models.registry import (
     DEFAULT_MODEL,
@@ -122,6 +123,21 @@ def shipped_names() -> list[str]:
     return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
 
 
+def shipped_offer(name: str) -> dict[str, Any]:
+    """Return what a model of the package is offered for.
+
+    Args:
+        name: One of `shipped_names`.
+
+    Returns:
+        "use" in a few words; "si_snri" in dB and what it was "scored_on"; "real_time_factor" on one thread of
+        a CPU; "megabytes" for a minute, beside program and model; "weights_bytes".
+    """
+    folder = _SHIPPED / name
+    info = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["info"]
+    return {**info["offer"], "weights_bytes": len((folder / WEIGHTS_FILE).read_bytes())}
+
+
 def save_model(
     model: SeparationNetwork,
     folder: str | Path,
@@ -187,8 +203,44 @@ def convert_checkpoint(
     return checkpoint.info
 
 
+def convert_published_weights(
+    weights_path: Path,
+    folder: Path,
+    *,
+    layout: str,
+    family: str,
+    fields: Mapping[str, Any],
+    info: Mapping[str, Any],
+) -> ModelInfo:
+    """Write weights that were published elsewhere in our format, where the config of their network is known.
+
+    Args:
+        weights_path: The file, in a layout whose weights can be read alone.
+        folder: Where to write; made if missing.
+        layout: Name of that layout.
+        family: Key of `FAMILIES`.
+        fields: Of that family's config.
+        info: What is known of the weights; see `save_model`.
+
+    Raises:
+        CheckpointError: The file is damaged, or is not of that network.
+    """
+    read_weights = LAYOUTS[layout].read_weights
+    assert read_weights is not None
+    weights, told = read_weights(weights_path)
+    published = PublishedCheckpoint(
+        family=family, fields={**fields, **told}, weights=weights, weights_path=weights_path, settings={}
+    )
+    checkpoint = _build_published(layout, published, weights_path, str(weights_path))
+    _write_converted(checkpoint, folder, info)
+    return checkpoint.info
+
+
 def _write_converted(
-    checkpoint: _Checkpoint, folder: Path, info: Mapping[str, Any] | None, dtype: torch.dtype
+    checkpoint: _Checkpoint,
+    folder: Path,
+    info: Mapping[str, Any] | None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
@@ -296,8 +348,14 @@ def _read_origin(folder: Path, origin: Any) -> _Origin | None:
 
 
 def _load_published(layout_name: str, settings_path: Path, weights_path: Path, name: str) -> _Checkpoint:
-    layout = LAYOUTS[layout_name]
-    published = layout.read(settings_path, weights_path)
+    published = LAYOUTS[layout_name].read(settings_path, weights_path)
+    return _build_published(layout_name, published, settings_path, name)
+
+
+def _build_published(
+    layout_name: str, published: PublishedCheckpoint, settings_path: Path, name: str
+) -> _Checkpoint:
+    layout, weights_path = LAYOUTS[layout_name], published.weights_path
     config = _build_config(FAMILIES[published.family][0], published.fields, settings_path)
     names = layout.names(config)
     model = _build_empty(published.family, config)
@@ -352,13 +410,25 @@ def _build_config(config_class: type[Any], fields: Mapping[str, Any], path: Path
 
 def _build_empty(family: str, config: Any) -> SeparationNetwork:
     """Build a network without allocating it: its weights may turn out not to fit."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Untouched():
         return FAMILIES[family][1](config)
+
+
+class _Untouched(TorchFunctionMode):
+    """Leaves new weights as they are: on no device, random numbers take longer than all else."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return next(iter([*args, *(kwargs or {}).values()]))
+        return func(*args, **(kwargs or {}))
 
 
 def _fill(model: SeparationNetwork, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put the weights, checked before, into their network, ready to separate."""
-    not_finite = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    suspects = [key for key, value in weights.items() if not value.sum(dtype=torch.float64).isfinite()]
+    not_finite = [key for key in suspects if not torch.isfinite(weights[key]).all()]  # sums are quicker
     if not_finite:
         raise CheckpointError(f"{path} has weights that are NaN or infinite: {_shown(not_finite)}")
     expected = model.state_dict()

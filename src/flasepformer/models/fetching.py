@@ -1,36 +1,39 @@
 """Fetch one large file over HTTP, checked by its digest, from wherever an earlier attempt stopped.
 
-The client is `httpx`, as `huggingface_hub` brings it along: redirects, proxies and certificates from the
-environment, time-outs, one connection for several files. What it leaves to its callers is here: asking for
-the rest of a file (`Range`), waiting as long as a host asks, and what to make of answers that are no file.
-(`pooch` begins anew after every break; `huggingface_hub.file_download.http_get` does go on, but waits without
-a limit when a host asks it to, and is not part of that package's documented interface.)
+The transport is `urllib.request` of the standard library: redirects, proxies of the environment, TLS against
+the system's certificates. What no transport does is here: asking for the rest of a file (`Range`), waiting
+as long as a host asks, and what to make of answers that are no file.
+
+Other transports were looked at, since each would be one more package for everybody who only listens:
+`pooch` (with `requests`) begins anew after every break; `huggingface_hub.file_download.http_get` does go on,
+but waits without a limit when a host asks it to, and is not part of that package's documented interface;
+`httpx` and `requests` leave all of this to their callers, as `urllib` does, and add a pool of connections
+and certificates of their own, which two files per model do not need.
 """
 
 import errno
 import hashlib
+import http.client
 import json
 import re
 import shutil
+import ssl
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 from flasepformer.models.errors import FetchError
 
-CONNECT_SECONDS = 15.0
-"""How long a host may take to accept a connection."""
-
-READ_SECONDS = 60.0
-"""How long a host may be silent."""
+SILENCE_SECONDS = 30.0
+"""How long a host may take to accept a connection, and be silent afterwards."""
 
 N_RETRIES = 4
 """Attempts in a row that bring nothing, after the first, before a fetch is given up."""
@@ -42,6 +45,8 @@ LONGEST_WAIT = 120.0
 """Longest wait, in seconds, that a host may ask for (429 or 503 with Retry-After)."""
 
 _PEEK = 2048
+_PIECE = 1 << 16
+_LONGEST_LIST = 1 << 24
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are here, and how many there will be."""
@@ -55,17 +60,7 @@ class _Transient(Exception):
         self.wait = wait
 
 
-@contextmanager
-def opened_client() -> Iterator[Any]:
-    """Yield an HTTP client for `fetch` and `fetch_json`."""
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    # Compressed, a byte of the answer would not be a byte of the file.
-    headers = {"User-Agent": f"flasepformer/{version('flasepformer')}", "Accept-Encoding": "identity"}
-    with httpx.Client(follow_redirects=True, timeout=timeout, headers=headers) as client:
-        yield client
-
-
-def fetch_json(client: Any, url: str, notify: Callable[[str], None]) -> Any:
+def fetch_json(url: str, notify: Callable[[str], None]) -> Any:
     """Return the JSON that a host answers with.
 
     Raises:
@@ -73,8 +68,16 @@ def fetch_json(client: Any, url: str, notify: Callable[[str], None]) -> Any:
     """
 
     def attempt() -> bytes:
-        with _answer(client, url, {}) as response:
-            return bytes(response.read())
+        with closing(_request(url, {})) as response:
+            content = b""
+            for piece in _pieces(response, _host(url)):
+                content += piece
+                if len(content) > _LONGEST_LIST:
+                    raise FetchError(f"{_host(url)} answers with more than a list of files")
+            announced = _announced(response)
+            if announced is not None and len(content) < announced:
+                raise _Transient(f"the connection to {_host(url)} broke off")
+            return content
 
     content = _persist(attempt, lambda: 0, notify)
     try:
@@ -84,7 +87,6 @@ def fetch_json(client: Any, url: str, notify: Callable[[str], None]) -> Any:
 
 
 def fetch(
-    client: Any,
     url: str,
     path: Path,
     *,
@@ -99,9 +101,8 @@ def fetch(
     out to be another file is deleted; if part of it was of an earlier attempt, it is fetched once more.
 
     Args:
-        client: See `opened_client`.
         url: Where it is.
-        path: Where it goes.
+        path: Where it goes. What lies there already is taken if it has the digest.
         size: In bytes.
         sha256: Its digest.
         progress: Called as it grows.
@@ -110,10 +111,11 @@ def fetch(
     Raises:
         FetchError: It cannot be had, or is not what it should be.
     """
-    if path.exists():  # left by a process that was stopped between this and what it wanted the file for
+    if path.exists():  # put there by hand, or left by a process that was stopped after this
         if _digest(path) == sha256:
             progress(size, size)
             return
+        notify(f"{path} is not {path.name} as it was published, and was deleted")
         path.unlink()
     part = path.with_name(f"{path.name}.{sha256[:16]}.part")
     for old in path.parent.glob(f"{path.name}.*.part"):
@@ -125,7 +127,7 @@ def fetch(
             if _size(part) > size:
                 part.unlink()
             _check_room(path.parent, size - _size(part))
-            _persist(lambda: _continue(client, url, part, size, progress), lambda: _size(part), notify)
+            _persist(lambda: _continue(url, part, size, progress), lambda: _size(part), notify)
             found = _digest(part)
             if found == sha256:
                 part.replace(path)
@@ -156,33 +158,32 @@ def _persist(attempt: Callable[[], Any], measure: Callable[[], int], notify: Cal
             time.sleep(wait)
 
 
-def _continue(client: Any, url: str, part: Path, size: int, progress: Progress) -> None:
+def _continue(url: str, part: Path, size: int, progress: Progress) -> None:
     """Fetch what lacks of a file; what comes is kept, however little it is."""
     begun = _size(part)
     progress(begun, size)
     if begun == size:
         return
     host = _host(url)
-    with _answer(client, url, {"Range": f"bytes={begun}-"} if begun else {}) as response:
-        if response.status_code == 416:
-            part.unlink()
+    with closing(_request(url, {"Range": f"bytes={begun}-"} if begun else {})) as response:
+        if response.status == 416:
+            part.unlink(missing_ok=True)
             raise _Transient(f"{host} has no more than {begun:,} bytes of it")
-        if response.status_code == 206:
+        if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
             if span is None or int(span[1]) != begun or span[2] not in ("*", str(size)):
-                part.unlink()
+                part.unlink(missing_ok=True)
                 raise _Transient(f"{host} sends another part of the file than was asked for")
         else:  # from the beginning: the first attempt, or a host that cannot go on
             begun = 0
-        pieces = response.iter_raw()
-        head = b""
-        announced = response.headers.get("Content-Length")
+        pieces, head = _pieces(response, host), b""
         try:
             while begun == 0 and len(head) < _PEEK and (piece := next(pieces, b"")):
                 head += piece
-        except httpx.HTTPError:
+        except _Transient:
             if not head:
                 raise
+        announced = _announced(response)
         if begun == 0:
             _refuse_another(head, announced, size, host)
         with part.open("ab" if begun else "wb") as file:
@@ -199,7 +200,7 @@ def _continue(client: Any, url: str, part: Path, size: int, progress: Progress) 
         part.unlink()
         raise FetchError(f"what {host} sends is longer than {size:,} bytes: the file there has changed")
     if begun < size:
-        if announced is None and response.status_code == 200:
+        if announced is None and response.status == 200:
             part.unlink()
             raise FetchError(
                 f"what {host} sends has {begun:,} bytes, not {size:,}: the file there has changed"
@@ -207,7 +208,7 @@ def _continue(client: Any, url: str, part: Path, size: int, progress: Progress) 
         raise _Transient(f"the connection to {host} broke off after {begun:,} of {size:,} bytes")
 
 
-def _refuse_another(head: bytes, announced: str | None, size: int, host: str) -> None:
+def _refuse_another(head: bytes, announced: int | None, size: int, host: str) -> None:
     kind = _kind(head)
     if kind == _POINTER:
         raise FetchError(
@@ -218,9 +219,9 @@ def _refuse_another(head: bytes, announced: str | None, size: int, host: str) ->
         raise FetchError(
             f"{host} sends {kind} instead of the file; a proxy or a login page may stand in between"
         )
-    if announced is not None and announced != str(size):
+    if announced not in (None, size):
         raise FetchError(
-            f"{host} has a file of {int(announced):,} bytes, not {size:,}: the file there has changed"
+            f"{host} has a file of {announced:,} bytes, not {size:,}: the file there has changed"
         )
 
 
@@ -235,41 +236,96 @@ def _kind(head: bytes) -> str:
     return _PAGE if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")) else "something else"
 
 
-@contextmanager
-def _answer(client: Any, url: str, headers: dict[str, str]) -> Iterator[Any]:
-    """Yield the answer to a request that has one to give; anything else is raised in words."""
+def _request(url: str, headers: dict[str, str]) -> Any:
+    """Return the answer to a request that has one to give; anything else is raised in words."""
     host = _host(url)
     try:
-        with client.stream("GET", url, headers=headers) as response:
-            if response.status_code not in (200, 206, 416):
-                _refuse(response)
-            yield response
-    except httpx.TooManyRedirects as error:
-        raise FetchError(f"{host} leads from one address to the next and never to the file") from error
-    except httpx.ProxyError as error:
-        raise FetchError(
-            f"the proxy in between does not let {host} through ({_first_line(error)})"
-        ) from error
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        request = urllib.request.Request(url, headers=headers)
+        response = _opener().open(request, timeout=SILENCE_SECONDS)
+    except HTTPError as error:
+        if error.status == 416:
+            return error
+        with closing(error):
+            _refuse(error)
+    except URLError as error:
+        reason = error.reason
+        if not isinstance(reason, OSError):
+            raise FetchError(f"{url} leads to no address on the web ({reason})") from error
+        _raise_no_connection(url, reason)
+    except (http.client.InvalidURL, ValueError) as error:
         raise FetchError(f"{url} leads to no address on the web ({_first_line(error)})") from error
-    except httpx.ConnectTimeout as error:
-        raise FetchError(f"{host} does not answer in time") from error
-    except httpx.ConnectError as error:
-        raise FetchError(f"no connection to {host} ({_first_line(error)})") from error
-    except httpx.TimeoutException as error:
+    except TimeoutError as error:
         raise _Transient(f"{host} does not answer in time") from error
-    except httpx.HTTPError as error:
+    except (http.client.HTTPException, OSError) as error:
+        raise _Transient(f"the connection to {host} broke off ({_first_line(error)})") from error
+    if response.status not in (200, 206):
+        with closing(response):
+            raise FetchError(f"{host} answers with status {response.status}")
+    return response
+
+
+def _raise_no_connection(url: str, reason: OSError) -> NoReturn:
+    host, proxy = _host(url), _proxy(url)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        raise FetchError(
+            f"the certificate of {host} is not one that this computer trusts ({reason.verify_message}): a "
+            "proxy may stand in between, or Python has found no certificates (SSL_CERT_FILE names a file)"
+        ) from reason
+    if str(reason).startswith("Tunnel connection failed"):
+        raise FetchError(f"the proxy {proxy} does not let {host} through ({_first_line(reason)})") from reason
+    way = f"{host} through the proxy {proxy}" if proxy else host
+    if isinstance(reason, TimeoutError):
+        raise FetchError(f"{way} does not answer in time") from reason
+    if isinstance(reason, ConnectionResetError | BrokenPipeError):
+        raise _Transient(f"the connection to {way} broke off ({_first_line(reason)})") from reason
+    raise FetchError(f"no connection to {way} ({_first_line(reason)})") from reason
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Return what speaks HTTP and nothing else; made anew for each request, as proxies may change."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    opener.addheaders = [("User-Agent", f"flasepformer/{_version()}")]
+    return opener
+
+
+def _pieces(response: Any, host: str) -> Iterator[bytes]:
+    """Yield what comes, as it comes, until nothing more does."""
+    try:
+        while piece := response.read1(_PIECE):
+            yield piece
+    except TimeoutError as error:
+        raise _Transient(f"{host} does not answer in time") from error
+    except (http.client.HTTPException, OSError) as error:
         raise _Transient(f"the connection to {host} broke off ({_first_line(error)})") from error
 
 
-def _refuse(response: Any) -> None:
+def _announced(response: Any) -> int | None:
+    """Return how many bytes an answer says that it has."""
+    text = str(response.headers.get("Content-Length") or "")
+    return int(text) if text.isdecimal() else None
+
+
+def _refuse(response: HTTPError) -> NoReturn:
     """Say what a status means that is not that of a file."""
-    host, status = _host(str(response.url)), response.status_code
-    body = b""
-    for piece in response.iter_raw(_PEEK):
-        body += piece
-        if len(body) >= _PEEK:
-            break
+    host, status = _host(response.url or ""), response.code
+    if 300 <= status < 400:
+        if response.headers.get("Location") and "redirection to url" not in str(response.reason).lower():
+            raise FetchError(f"{host} leads from one address to the next and never to the file")
+        raise FetchError(f"{host} leads to no address on the web ({_first_line(response.reason)})")
+    try:
+        body = response.read(_PEEK)
+    except (http.client.HTTPException, OSError):
+        body = b""
     if b"data quota" in body.lower():
         raise FetchError(f"{host} has used up its allowance for large files ({status}); try again tomorrow")
     if status in (429, 503) and (wait := _retry_after(response.headers.get("Retry-After"))) is not None:
@@ -332,5 +388,21 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2] or url
 
 
-def _first_line(error: Exception) -> str:
+def _proxy(url: str) -> str | None:
+    """Return the address of the proxy that a request goes through, without its password."""
+    parts = urlsplit(url)
+    address = urllib.request.getproxies().get(parts.scheme)
+    if not address or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return _host(address) if "://" in address else address.rpartition("@")[2]
+
+
+def _version() -> str:
+    try:
+        return version("flasepformer")
+    except PackageNotFoundError:  # run from its folder, never installed
+        return "0"
+
+
+def _first_line(error: object) -> str:
     return str(error).partition("\n")[0] or type(error).__name__

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import exp
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -83,7 +84,9 @@ class SeparationNetwork(nn.Module, ABC):
     features: tuple[int, ...]
     """Shape of a frame of the analysis."""
     lead: int = 0
-    """Samples of the first window that lie before the recording; live, the delay beside that of a step."""
+    """Samples of the first window that lie before the recording."""
+    look_ahead: int = 0
+    """Frames of the future that a causal network hears before it answers."""
     frames_per_step: int = 1
     """Frames that the score takes a multiple of."""
     causal: bool = False
@@ -102,6 +105,11 @@ class SeparationNetwork(nn.Module, ABC):
         self.hop_length, self.causal = config.hop_length, config.causal
         self.normalizes = config.normalize_variance
 
+    @property
+    def lag(self) -> int:
+        """Samples that the estimates come later than the recording; live, the delay beside that of a step."""
+        return self.lead + self.look_ahead * self.hop_length
+
     @abstractmethod
     def n_frames(self, n_samples: int) -> int:
         """Return the frames of a recording."""
@@ -117,6 +125,13 @@ class SeparationNetwork(nn.Module, ABC):
     @abstractmethod
     def piece_length(self, device: torch.device) -> int:
         """Return the frames in a piece that suit the device."""
+
+    @abstractmethod
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        """Return how many numbers of passing results exist at a time, at most, for a piece of so many frames.
+
+        A formula with a constant that was measured on a CPU, in float32, as the peak above the loaded model.
+        """
 
     @abstractmethod
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
@@ -224,7 +239,7 @@ class SeparationNetwork(nn.Module, ABC):
         if progress is not None:
             work = self.rehearse(samples.n_samples, len(like), piece_length=piece_length).work
             run.progress = lambda done: progress(done / work)
-        n_frames, n_left, n_lead = self.n_frames(samples.n_samples), samples.n_samples, self.lead
+        n_frames, n_left, n_lead = self.n_frames(samples.n_samples), samples.n_samples, self.lag
         adder: OverlapAdd | None = None
 
         def overlapped(windows: Tensor) -> tuple[Tensor, int]:
@@ -250,12 +265,12 @@ class SeparationNetwork(nn.Module, ABC):
         n_frames = piece_length or self.piece_length(samples.read(0, 1).device)
         length = (n_frames + -n_frames % self.frames_per_step) * self.hop_length
         n_samples, state = samples.n_samples, dict[str, Tensor]()
-        for first in range(0, n_samples + self.lead, length):
+        for first in range(0, n_samples + self.lag, length):
             estimates, state = self.step(read_with_zeros(samples, first, first + length), state)
-            begin = first - self.lead  # the sample that the first of them is the estimate of
+            begin = first - self.lag  # the sample that the first of them is the estimate of
             yield estimates[..., max(-begin, 0) : max(n_samples - begin, 0)]
             if progress is not None:
-                progress(min((first + length) / (n_samples + self.lead), 1.0))
+                progress(min((first + length) / (n_samples + self.lag), 1.0))
 
     def step(self, samples: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Separate the next samples of a live recording, at the level they have.
@@ -266,7 +281,7 @@ class SeparationNetwork(nn.Module, ABC):
                 is the batch, or a multiple of it.
 
         Returns:
-            Estimates (batch, source, time) of the samples `lead` samples earlier, and the state.
+            Estimates (batch, source, time) of the samples `lag` samples earlier, and the state.
 
         Raises:
             ValueError: If the network is not causal, or the samples are no whole step.
@@ -338,7 +353,7 @@ class SeparationNetwork(nn.Module, ABC):
         """Add up all windows, and cut them to the recording: (batch * source, n_samples)."""
         adder = OverlapAdd(self.hop_length, self.squared_window(windows))
         waveforms = adder.push(overlap_add(windows, self.hop_length), windows.shape[1], last=True)
-        waveforms = waveforms[:, self.lead : self.lead + n_samples]
+        waveforms = waveforms[:, self.lag : self.lag + n_samples]
         return F.pad(waveforms, (0, n_samples - waveforms.shape[-1]))
 
     def _analyse(self, samples: Samples, first: int, last: int) -> Tensor:
@@ -407,6 +422,24 @@ def check_fields(
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}")
+
+
+def check_causal(config: Any) -> None:
+    """Hold what only a causal network can do against whether it is one.
+
+    Raises:
+        ValueError: It looks ahead or forgets without being causal, or the time is none.
+    """
+    seconds = config.forget_seconds
+    if type(seconds) not in (int, float) or not 0 <= seconds < float("inf"):
+        raise ValueError(f"forget_seconds must be a time, or 0 for never, got {seconds!r}")
+    if (seconds or config.look_ahead) and not config.causal:
+        raise ValueError("look_ahead and forget_seconds are of causal networks; set causal to true")
+
+
+def decay(seconds: float, frame_seconds: float) -> float:
+    """Return what is left after a frame of what is forgotten with a time constant; 0 seconds: all."""
+    return exp(-frame_seconds / seconds) if seconds else 1.0
 
 
 def _never(first: int, last: int) -> Tensor:

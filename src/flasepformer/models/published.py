@@ -16,10 +16,8 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,15 @@ from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
-from flasepformer.files import write_whole
-from flasepformer.installing import how_to_install
-from flasepformer.models.checkpoints import CONFIG_FILE, WEIGHTS_FILE, convert_checkpoint
+from flasepformer.files import locked, write_whole
+from flasepformer.models.checkpoints import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    convert_checkpoint,
+    convert_published_weights,
+)
 from flasepformer.models.errors import CheckpointError, FetchError
+from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.registry import FAMILIES, ModelInfo
 
 HOSTS = {
@@ -107,14 +110,17 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedModel:
-    """An entry of the list: everything that is known of published weights before they are here."""
+    """An entry of the list: everything that is known of published weights before they are here.
+
+    What network they belong to is said by `settings`, the file published beside them, or where that is YAML,
+    which the package does without, by `layout` and `config`.
+    """
 
     name: str
     use: str
     """What to take it for, in a few words."""
     source: Source
     weights: PublishedFile
-    settings: PublishedFile
     family: str
     """Key of `FAMILIES`."""
     parameters: int
@@ -126,6 +132,11 @@ class PublishedModel:
     data: str
     """What it was trained on."""
     citation: str
+    settings: PublishedFile | None = None
+    layout: str = ""
+    """Key of `LAYOUTS`, of those whose weights can be read alone."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the family's config; what the weights themselves tell is left out."""
     giga_multiply_adds: float | None = None
     sample_rate: int = 8000
     talkers: int = 2
@@ -133,23 +144,36 @@ class PublishedModel:
     measured: Measured | None = None
 
     def __post_init__(self) -> None:
-        fixed = [file.sha256 and file.size for file in (self.weights, self.settings)]
+        fixed = [file.sha256 and file.size for file in self.files.values()]
+        known = [name for name, layout in LAYOUTS.items() if layout.read_weights]
         faults = [
             (not _NAME.fullmatch(self.name), "a name has small letters, digits, dots and dashes"),
             (self.source.host not in HOSTS, f"host must be one of {', '.join(HOSTS)}"),
             (self.source.repository.count("/") != 1, "repository must be owner/name"),
             (self.family not in FAMILIES, f"family must be one of {', '.join(FAMILIES)}"),
             (self.source.host == "github" and not all(fixed), "files on GitHub need size and sha256"),
-            (self.weights.name == self.settings.name, "weights and settings must have two names"),
+            (
+                len({file.name for file in self.files.values()}) < len(self.files),
+                "weights and settings must have two names",
+            ),
+            (bool(self.settings) == bool(self.layout), "give either settings, or layout and config"),
+            (self.layout not in ("", *known), f"layout must be one of {', '.join(known)}"),
             *(
                 (file.sha256 is not None and not _DIGEST.fullmatch(file.sha256), "sha256 has 64 digits")
-                for file in (self.weights, self.settings)
+                for file in self.files.values()
             ),
             *((not getattr(self, key), f"{key} is empty") for key in ("use", "licence", "data", "citation")),
         ]
         for is_wrong, message in faults:
             if is_wrong:
                 raise ValueError(message)
+        FAMILIES[self.family][0](**self.config)  # raises for what is no config
+
+    @property
+    def files(self) -> dict[str, PublishedFile]:
+        """What is fetched, by the field's name."""
+        files = {"settings": self.settings, "weights": self.weights}
+        return {kind: file for kind, file in files.items() if file}
 
     @property
     def download_size(self) -> str:
@@ -233,9 +257,9 @@ def local_copy(model: PublishedModel) -> Path | None:
         with safe_open(folder / WEIGHTS_FILE, framework="pt"):  # checks header and length
             pass
         origin = config["info"]["published"]
-        same = origin["source"] == str(model.source) and all(
+        same = (origin["source"], origin["config"]) == (str(model.source), dict(model.config)) and all(
             origin[kind]["path"] == file.path and file.sha256 in (None, origin[kind]["sha256"])
-            for kind, file in (("weights", model.weights), ("settings", model.settings))
+            for kind, file in model.files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
@@ -273,19 +297,26 @@ def obtain(
             f"the weights of {model.name} are under {model.licence}, which has to be accepted before they "
             "are fetched: --accept-licence, FLASEPFORMER_ACCEPT_LICENCE=1, or accept_licence=True in Python"
         )
-    check_can_fetch()
+    work = home() / "downloads" / model.name
     try:
-        work = home() / "downloads" / model.name
         work.mkdir(parents=True, exist_ok=True)
-        with _locked(work.with_suffix(".lock"), model, notify):
+        with locked(
+            work.with_name(f"{work.name}.lock"),
+            lambda: notify(f"another process is fetching {model.name}; waiting for it"),
+        ):
             folder = local_copy(model)  # another process may have fetched it meanwhile
             if folder is None:
                 folder = _make_local_copy(model, work, progress or _show_nobody, notify)
     except FetchError as error:
-        urls = " and ".join(_url(model.source, file) for file in (model.settings, model.weights))
+        urls = " and ".join(_url(model.source, file) for file in model.files.values())
+        by_hand = (
+            f"{urls} into one folder, and name that folder as the model"
+            if model.settings
+            else f"{urls} into {work}, and give the same command again"
+        )
         raise PublishedError(
             f"{model.name} cannot be downloaded: {error}. The same command goes on from there; by hand: put "
-            f"{urls} into one folder, and name that folder as the model"
+            f"{by_hand}"
         ) from error
     except OSError as error:
         where = error.filename or home()
@@ -293,19 +324,6 @@ def obtain(
             f"{model.name} cannot be kept in {home()} (FLASEPFORMER_HOME): {where}: {error.strerror or error}"
         ) from error
     return folder
-
-
-def check_can_fetch() -> None:
-    """Make sure that the packages are here which fetch and convert published weights.
-
-    Raises:
-        PublishedError: The extra `hub` is missing; the message says how to install it.
-    """
-    for package in ("huggingface_hub", "filelock", "yaml", "tqdm"):
-        try:
-            import_module(package)
-        except ModuleNotFoundError as error:
-            raise PublishedError(f"published weights need the extra hub: {how_to_install('hub')}") from error
 
 
 def export(folder: Path, target: Path) -> Path:
@@ -351,21 +369,21 @@ def home() -> Path:
 def _make_local_copy(
     model: PublishedModel, work: Path, progress: Progress, notify: Callable[[str], None]
 ) -> Path:
-    from flasepformer.models.fetching import fetch, opened_client  # here: the packages behind it take a while
+    from flasepformer.models.fetching import fetch  # here: for those who fetch nothing it need not be read
 
-    with opened_client() as client:
-        settings, weights = _settle(model, client, notify)
-        for file, show in ((settings, _show_nobody), (weights, progress)):
-            assert file.size is not None
-            assert file.sha256 is not None
-            fetch(
-                client, _url(model.source, file), work / file.name, size=file.size, sha256=file.sha256,
-                progress=show, notify=notify,
-            )  # fmt: skip
-    _put_on_record(model, settings, weights)
+    files = _settle(model, notify)
+    for kind, file in files.items():
+        show = progress if kind == "weights" else _show_nobody
+        assert file.size is not None
+        assert file.sha256 is not None
+        fetch(
+            _url(model.source, file), work / file.name, size=file.size, sha256=file.sha256,
+            progress=show, notify=notify,
+        )  # fmt: skip
+    _put_on_record(model, *files.values())
     growing, folder = work / "converted", home() / "models" / model.name
     shutil.rmtree(growing, ignore_errors=True)  # of a process that was killed
-    published = {"source": str(model.source), "weights": vars(weights), "settings": vars(settings)}
+    published = {kind: vars(file) for kind, file in files.items()}
     info = {
         "description": f"{model.use[:1].upper()}{model.use[1:]}; published at {model.source}",
         "licence": model.licence,
@@ -373,15 +391,22 @@ def _make_local_copy(
         "citation": model.citation,
         "source": str(model.source),
         "scores": [dataclasses.asdict(score) for score in model.scores],
-        "published": published,
+        "published": {"source": str(model.source), "config": dict(model.config), **published},
     }
-    found = convert_checkpoint(work / weights.name, growing, info=info)
+    path = work / model.weights.name
+    found = (
+        convert_published_weights(
+            path, growing, layout=model.layout, family=model.family, fields=model.config, info=info
+        )
+        if model.layout
+        else convert_checkpoint(path, growing, info=info)
+    )
     if (found.family, found.n_parameters) != (model.family, model.parameters):
         raise PublishedError(
             f"{model.name} is listed as {model.family} of {model.parameters:,} parameters, but "
             f"what is published is {found.family} of {found.n_parameters:,}"
         )
-    (growing / CARD_FILE).write_text(_card(model, weights), encoding="utf-8")
+    (growing / CARD_FILE).write_text(_card(model, files["weights"]), encoding="utf-8")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():  # of another entry of this name, or damaged
         shutil.rmtree(folder)
@@ -390,16 +415,13 @@ def _make_local_copy(
     return folder
 
 
-def _settle(
-    model: PublishedModel, client: Any, notify: Callable[[str], None]
-) -> tuple[PublishedFile, PublishedFile]:
-    """Return settings and weights with size and digest: the list's, else those on record, else the host's."""
-    wanted = (model.settings, model.weights)
-    if all(file.size and file.sha256 for file in wanted):
-        return wanted
-    listed = _list_files(model.source, client, notify)
-    settled = []
-    for file in wanted:
+def _settle(model: PublishedModel, notify: Callable[[str], None]) -> dict[str, PublishedFile]:
+    """Return the files to fetch with size and digest: the list's, else those on record, else the host's."""
+    if all(file.size and file.sha256 for file in model.files.values()):
+        return model.files
+    listed = _list_files(model.source, notify)
+    settled = {}
+    for kind, file in model.files.items():
         if file.path not in listed:
             raise FetchError(f"{model.source.repository} has no {file.path}: it was moved or taken away")
         offered = listed[file.path]
@@ -409,16 +431,16 @@ def _settle(
                 f"{model.source.repository} now has another {file.path} than at the first download (SHA-256 "
                 f"{offered.sha256}, not {expected}); delete {_record(model)} to accept it"
             )
-        settled.append(offered)
-    return settled[0], settled[1]
+        settled[kind] = offered
+    return settled
 
 
-def _list_files(source: Source, client: Any, notify: Callable[[str], None]) -> dict[str, PublishedFile]:
+def _list_files(source: Source, notify: Callable[[str], None]) -> dict[str, PublishedFile]:
     """Ask ModelScope what a repository holds."""
     from flasepformer.models.fetching import fetch_json
 
     base = f"{_endpoint(source)}/api/v1/models/{source.repository}/repo"
-    answer = fetch_json(client, f"{base}/files?Revision={quote(source.revision)}&Recursive=True", notify)
+    answer = fetch_json(f"{base}/files?Revision={quote(source.revision)}&Recursive=True", notify)
     try:
         listed = {
             entry["Path"]: PublishedFile(
@@ -475,22 +497,6 @@ def _url(source: Source, file: PublishedFile) -> str:
     return f"{base}?Revision={quote(source.revision)}&FilePath={quote(file.path, safe='')}"
 
 
-@contextmanager
-def _locked(path: Path, model: PublishedModel, notify: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock among processes, which goes with the process that holds it."""
-    from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    try:
-        with WeakFileLock(path, timeout=0.2):
-            yield
-            return
-    except Timeout:
-        notify(f"another process is fetching {model.name}; waiting for it")
-    with WeakFileLock(path):
-        yield
-
-
 def _parsed(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() not in (".yaml", ".yml"):
@@ -531,6 +537,7 @@ def _parse(name: str, entry: Any) -> PublishedModel:
     for key, kind in (("source", Source), ("weights", PublishedFile), ("settings", PublishedFile)):
         if key in fields:
             fields[key] = _checked(kind(**fields[key]))
+    fields["config"] = dict(fields.get("config") or {})
     fields["scores"] = tuple(_checked(PublishedScore(**score)) for score in fields.get("scores", ()))
     if fields.get("measured") is not None:
         fields["measured"] = _checked(Measured(**fields["measured"]))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from flasepformer.layers import (
     Carry,
+    Delay,
     DepthwiseConv,
     FocusedLinearAttention,
     GatedResidualAttention,
@@ -30,7 +31,15 @@ from flasepformer.layers import (
     RelativeAttention,
     RelativePositions,
 )
-from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.models.network import (
+    Block,
+    Modules,
+    SeparationNetwork,
+    X,
+    check_causal,
+    check_fields,
+    decay,
+)
 from flasepformer.ops import cut_frames
 from flasepformer.running import Performer, Whole
 
@@ -49,6 +58,9 @@ operations take much longer than it takes to start them."""
 
 ACCELERATOR_PIECE_SIZE = 1 << 24
 """The same on other devices, which take longer to start an operation and less to do it."""
+
+LIVE_TENSORS = 36
+"""Tensors as large as a piece of all talkers' features that exist at a time."""
 
 PIECE_LENGTH = 2048
 """Frames that a piece has at least, so that its halo does not count."""
@@ -112,6 +124,10 @@ class SepReformerConfig:
     """Divide the mixture by its standard deviation and give it back to the estimates."""
     causal: bool = False
     """Let no frame depend on a later one, so that the network can be played live."""
+    look_ahead: int = 0
+    """Frames of the encoder that a causal network waits, and hears, before it answers."""
+    forget_seconds: float = 0.0
+    """Time constant with which a causal network forgets what it sums up; 0: never."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -119,7 +135,7 @@ class SepReformerConfig:
             4096), "hop_length": (1, 2048), "n_channels": (1, 2048), "n_heads": (1, 64), "n_stages": (1, 10),
             "n_encoder_blocks": (1, 16), "n_decoder_blocks": (1, 16), "feed_forward_expansion": (1, 16),
             "local_kernel_size": (1, 1025), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
-            "max_distance": (1, 65_536),
+            "max_distance": (1, 65_536), "look_ahead": (0, 1024),
         }  # fmt: skip
         flags = ("gated", "masking", "auxiliary_heads", "pad_end", "normalize_variance", "causal")
         check_fields(self, bounds, flags, {"attention": get_args(Attention)})
@@ -141,10 +157,15 @@ class SepReformerConfig:
                 "a causal network has linear attention and takes the mixture at the level it has; set "
                 'attention to "focused_linear" and normalize_variance to false'
             )
+        check_causal(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 < self.layer_scale <= 1:
             raise ValueError(f"layer_scale must be above 0 and at most 1, got {self.layer_scale}")
+
+    def decay(self, rate: int) -> float:
+        """Return what is left of a sum after a frame where `rate` frames make one of the bottleneck."""
+        return decay(self.forget_seconds, self.hop_length * 2**self.n_stages / rate / self.sample_rate)
 
 
 class SepReformer(SeparationNetwork):
@@ -163,10 +184,12 @@ class SepReformer(SeparationNetwork):
         self.config: SepReformerConfig = config
         self.window_length, self.features = config.filter_length, (config.n_filters,)
         self.lead = config.filter_length - config.hop_length if config.causal else 0
+        self.look_ahead = config.look_ahead
         self.frames_per_step = 2**config.n_stages
         self.in_pieces = config.attention != "softmax"
         self.encoder = nn.Conv1d(1, config.n_filters, config.filter_length, config.hop_length, bias=False)
-        self.feature_norm = GlobalNorm(config.n_filters, NORM_EPS, config.causal)
+        finest = config.decay(self.frames_per_step)
+        self.feature_norm = GlobalNorm(config.n_filters, NORM_EPS, config.causal, finest)
         self.feature_projection = Projection(config.n_filters, config.n_channels, bias=False)
         self.positions = (
             RelativePositions(config.max_distance, config.n_channels // config.n_heads)
@@ -191,22 +214,26 @@ class SepReformer(SeparationNetwork):
         )
 
     def flow(self, run: Performer[X], frames: X) -> X:
-        split = (self.source_split, self.source_split.norm)
         x = run.through(frames, self.feature_norm, self.feature_projection)
         x = run.fill(x, self.frames_per_step)
-        skips = []
+        skips: list[X] = []
         for stage in self.encoder_stages:
             x = run.keep(run.through(x, *stage.blocks.layers()))
-            skips.append(run.through(x, *split))
+            skips.append(run.through(x, *self._split(2 ** (self.config.n_stages - len(skips)))))
             x = run.through(x, stage.downsample, stage.downsample_norm, GELU)
-        x = run.through(x, *self.bottleneck.layers(), *split)
+        x = run.through(x, *self.bottleneck.layers(), *self._split(1))
         for upper in self.decoder_stages:
             run.tap(x)
             x = run.through(run.join(upper.fusion, x, skips.pop()), *upper.blocks.layers())
         x = run.cut(x, frames)
         if self.config.masking:
+            if self.look_ahead:
+                frames = run.through(frames, Delay(self.look_ahead))
             return run.join(Masking(self.decoder), frames, run.through(x, self.output))
         return run.through(x, Synthesis(self.output, self.decoder))
+
+    def _split(self, rate: int) -> tuple[Layer, Layer]:
+        return self.source_split, self.source_split.norm.fading(self.config.decay(rate))
 
     def analyse(self, windows: Tensor) -> Tensor:
         frames = cut_frames(windows, self.window_length, self.hop_length)
@@ -214,7 +241,7 @@ class SepReformer(SeparationNetwork):
 
     def n_frames(self, n_samples: int) -> int:
         if self.causal:  # whole steps, until the last window that has a sample of the recording
-            n_frames = -(-(n_samples + self.lead) // self.hop_length)
+            n_frames = -(-(n_samples + self.lag) // self.hop_length)
             return n_frames + -n_frames % self.frames_per_step
         beyond = max(n_samples - self.window_length, 0)
         # Differs from the paper: by default the last hop is padded; else its samples come out as zeros.
@@ -224,6 +251,10 @@ class SepReformer(SeparationNetwork):
     def piece_length(self, device: torch.device) -> int:
         size = PIECE_SIZE if device.type == "cpu" else ACCELERATOR_PIECE_SIZE
         return max(size // (self.config.n_channels * self.n_sources), PIECE_LENGTH)
+
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        config = self.config
+        return LIVE_TENSORS * config.n_sources * (n_frames + config.local_kernel_size) * config.n_channels
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         return (moments.squares / moments.count).sqrt()
@@ -324,7 +355,9 @@ def global_block(config: SepReformerConfig, rate: int, positions: RelativePositi
         positions: For softmax attention.
     """
     attention = (
-        linear_attention(config) if positions is None else PooledResidualAttention(config, rate, positions)
+        linear_attention(config, rate)
+        if positions is None
+        else PooledResidualAttention(config, rate, positions)
     )
     return Block({"attention": attention, "feed_forward": GatedConvFeedForward(config)})
 
@@ -364,11 +397,13 @@ class DecoderStage(nn.Module):
         self.blocks = Blocks(block for triple in triples for block in triple)
 
 
-def linear_attention(config: SepReformerConfig) -> GatedResidualAttention:
-    """Return linear attention with its gate and residual connection."""
+def linear_attention(config: SepReformerConfig, rate: int = 1) -> GatedResidualAttention:
+    """Return linear attention with its gate and residual connection; `rate` as in `global_block`."""
     n_channels, causal = config.n_channels, config.causal
     power = config.focusing_power if config.attention == "focused_linear" else 1
-    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size, causal)
+    attention = FocusedLinearAttention(
+        n_channels, config.n_heads, power, config.value_kernel_size, causal, config.decay(rate)
+    )
     gate_norm = LayerNorm(n_channels) if config.gated else None
     return GatedResidualAttention(attention, n_channels, LayerNorm(n_channels), gate_norm, causal=causal)
 

@@ -28,7 +28,15 @@ from flasepformer.layers import (
     with_past,
 )
 from flasepformer.models.fast_convolution import FastConvolution, swiglu
-from flasepformer.models.network import Block, Modules, SeparationNetwork, X, check_fields
+from flasepformer.models.network import (
+    Block,
+    Modules,
+    SeparationNetwork,
+    X,
+    check_causal,
+    check_fields,
+    decay,
+)
 from flasepformer.ops import KeyValueSums, cut_frames, real_fft, real_ifft
 from flasepformer.running import Performer, Samples, read_reflected
 
@@ -38,8 +46,12 @@ PIECE_ROWS = 1 << 14
 ACCELERATOR_ROWS = 1 << 17
 """The same on other devices: enough to keep one busy, 0.2 GB of M's widest features."""
 
-FRAMES_AT_ONCE = 8
-"""Frames whose bins are convolved fast at a time: enough to use a kernel well, few enough for the cache."""
+LIVE_TENSORS = 8
+"""Tensors as large as the widest that a piece turns into that exist at a time."""
+
+AT_ONCE = 8
+"""Frames whose bins, or bins whose frames, go through a layer at a time: enough to use a kernel well, few
+enough for the cache."""
 
 SHORTEST_FAST_KERNEL = 6
 """Kernels from which `FastConvolution` is faster: with 8 taps a seventh off S, a third off M."""
@@ -99,6 +111,10 @@ class TFLocoformerConfig:
     """Divide the mixture by its standard deviation and give it back to the estimates."""
     causal: bool = False
     """Let no frame depend on a later one, so that the network can be played live."""
+    look_ahead: int = 0
+    """Frames that a causal network waits, and hears, before it answers."""
+    forget_seconds: float = 0.0
+    """Time constant with which a causal network forgets what it sums up; 0: never."""
 
     def __post_init__(self) -> None:
         bounds = {
@@ -106,6 +122,7 @@ class TFLocoformerConfig:
             "n_blocks": (1, 32), "n_channels": (1, 1024), "n_heads": (1, 64), "n_groups": (1, 256),
             "attention_channels": (2, 1024), "feed_forward_channels": (1, 2048),
             "feed_forward_kernel": (1, 32), "focusing_power": (1, 8), "value_kernel_size": (0, 129),
+            "look_ahead": (0, 1024),
         }  # fmt: skip
         flags = ("gated", "repeat_input", "normalize_variance", "causal")
         check_fields(self, bounds, flags, {"attention": get_args(Attention)})
@@ -114,6 +131,7 @@ class TFLocoformerConfig:
                 "a causal network has linear attention over time and takes the mixture at the level it has; "
                 'set attention to "focused_linear" and normalize_variance to false'
             )
+        check_causal(self)
         for name, divisor, unit in (
             ("n_fft", 2, "2"),
             ("n_channels", self.n_heads, "n_heads"),
@@ -130,6 +148,11 @@ class TFLocoformerConfig:
             raise ValueError(f"value_kernel_size must be odd or 0, got {self.value_kernel_size}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    @property
+    def decay(self) -> float:
+        """What is left of a sum after a frame."""
+        return decay(self.forget_seconds, self.hop_length / self.sample_rate)
 
 
 class TFLocoformer(SeparationNetwork):
@@ -148,9 +171,10 @@ class TFLocoformer(SeparationNetwork):
         self.config: TFLocoformerConfig = config
         self.window_length, self.features = config.n_fft, (config.n_fft // 2 + 1, 2)
         self.lead = config.n_fft - config.hop_length if config.causal else config.n_fft // 2
+        self.look_ahead = config.look_ahead
         self.in_pieces = config.attention != "softmax"
         self.input_conv = BinConv(2, config.n_channels, config.causal)
-        self.input_norm = GlobalNorm(config.n_channels, causal=config.causal)
+        self.input_norm = GlobalNorm(config.n_channels, causal=config.causal, decay=config.decay)
         self.blocks: Modules[BlockPair] = Modules(BlockPair(config) for _ in range(config.n_blocks))
         self.output_conv = BinConv(config.n_channels, 2 * config.n_sources, config.causal, transposed=True)
         self._initialize()
@@ -175,7 +199,7 @@ class TFLocoformer(SeparationNetwork):
 
     def n_frames(self, n_samples: int) -> int:
         if self.causal:
-            return -(-(n_samples + self.lead) // self.hop_length)
+            return -(-(n_samples + self.lag) // self.hop_length)
         return 1 + max(n_samples, self.lead + 1) // self.hop_length
 
     def squared_window(self, like: Tensor) -> Tensor | None:
@@ -184,6 +208,10 @@ class TFLocoformer(SeparationNetwork):
     def piece_length(self, device: torch.device) -> int:
         rows = PIECE_ROWS if device.type == "cpu" else ACCELERATOR_ROWS
         return max(1, rows // (self.config.n_fft // 2 + 1))
+
+    def numbers_at_a_time(self, n_frames: int) -> int:
+        n_bins = self.config.n_fft // 2 + 1
+        return LIVE_TENSORS * n_frames * n_bins * 2 * self.config.feed_forward_channels
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         """Return the unbiased standard deviation, or the peak of what does not vary."""
@@ -324,26 +352,26 @@ class FastConvSwiGLU(Layer):
         self.contract = FastConvolution(contract, layer.contract.bias)
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return torch.stack(
-            [self._along_frames(y) if self.axis == "frames" else self._along_bins(y) for y in x]
-        )
-
-    def _along_frames(self, x: Tensor) -> Tensor:
-        padded = F.pad(self.norm(x), (0, 0, 0, 0, self.reach, self.reach))
-        return self.contract(swiglu(self.expand(padded))).add_(x)
-
-    def _along_bins(self, x: Tensor) -> Tensor:
-        result = torch.empty_like(x)
-        for some, out in zip(x.split(FRAMES_AT_ONCE), result.split(FRAMES_AT_ONCE), strict=True):
-            # All frames are one sequence; the zeros before a frame are also those after the frame before.
-            n_frames, n_bins, n_channels = some.shape
-            period = n_bins + self.reach
-            sequence = x.new_zeros(n_frames * period + 2 * self.reach, 1, n_channels)
-            frames = sequence[: n_frames * period].view(n_frames, period, n_channels)
-            frames[:, self.reach :] = self.norm(some)
-            y = self.contract(swiglu(self.expand(sequence))).view(n_frames, period, n_channels)
-            torch.add(some, y[:, :n_bins], out=out)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        along, dim = (self._along_frames, 2) if self.axis == "frames" else (self._along_bins, 1)
+        for recording, whole in zip(x.split(1), result.split(1), strict=True):
+            for some, out in zip(recording.split(AT_ONCE, dim), whole.split(AT_ONCE, dim), strict=True):
+                along(some[0], out[0])
         return result
+
+    def _along_frames(self, x: Tensor, out: Tensor) -> None:
+        padded = F.pad(self.norm(x), (0, 0, 0, 0, self.reach, self.reach))
+        torch.add(x, self.contract(swiglu(self.expand(padded))), out=out)
+
+    def _along_bins(self, x: Tensor, out: Tensor) -> None:
+        # All frames are one sequence; the zeros before a frame are also those after the frame before.
+        n_frames, n_bins, n_channels = x.shape
+        period = n_bins + self.reach
+        sequence = x.new_zeros(n_frames * period + 2 * self.reach, 1, n_channels)
+        frames = sequence[: n_frames * period].view(n_frames, period, n_channels)
+        frames[:, self.reach :] = self.norm(x)
+        y = self.contract(swiglu(self.expand(sequence))).view(n_frames, period, n_channels)
+        torch.add(x, y[:, :n_bins], out=out)
 
 
 class SoftmaxAttention(Layer):
@@ -385,14 +413,34 @@ class FrameAttention(SoftmaxAttention, WholeLayer):
 
 
 class TimeAttention(GatedResidualAttention):
-    """Linear attention along the frames of every bin; (batch, frames, bins, channels), in and out."""
+    """Linear attention along the frames of every bin; (batch, frames, bins, channels), in and out.
+
+    Where the sums are known, a few bins at a time, so that all that passes stays in the cache.
+    """
 
     def summarize(self, x: Tensor) -> KeyValueSums:
-        return super().summarize(by_bin(x))
+        parts = [super(TimeAttention, self).summarize(by_bin(some)) for some in x.split(AT_ONCE, dim=2)]
+        context, key = (
+            torch.cat([some.unflatten(0, (len(x), -1)) for some in sums], dim=1)  # (batch, bins, heads, ...)
+            for sums in zip(*((part.context, part.key) for part in parts), strict=True)
+        )
+        return KeyValueSums(context, key, x.shape[1])
 
     def given(self, summary: KeyValueSums) -> Given:
-        update = super().given(summary)
-        return lambda x, first: by_frame(update(by_bin(x), first), x.shape[0])
+        groups = zip(*(t.split(AT_ONCE, dim=1) for t in (summary.context, summary.key)), strict=True)
+        updates = [
+            super(TimeAttention, self).given(
+                KeyValueSums(context.flatten(0, 1), key.flatten(0, 1), summary.count)
+            )
+            for context, key in groups
+        ]
+
+        def update(x: Tensor, first: int) -> Tensor:
+            some_bins = zip(updates, x.split(AT_ONCE, dim=2), strict=True)
+            attended = [apply(by_bin(some), first).unflatten(0, (len(x), -1)) for apply, some in some_bins]
+            return torch.cat([some.transpose(1, 2) for some in attended], dim=2)
+
+        return update
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return by_frame(super().forward(by_bin(x), carry), x.shape[0])
@@ -402,7 +450,9 @@ def time_attention(config: TFLocoformerConfig) -> TimeAttention:
     """Return linear attention over time with its gate and residual connection."""
     n_channels, n_groups, causal = config.n_channels, config.n_groups, config.causal
     power = config.focusing_power if config.attention == "focused_linear" else 1
-    attention = FocusedLinearAttention(n_channels, config.n_heads, power, config.value_kernel_size, causal)
+    attention = FocusedLinearAttention(
+        n_channels, config.n_heads, power, config.value_kernel_size, causal, config.decay
+    )
     gate_norm = RMSGroupNorm(n_channels, n_groups) if config.gated else None
     norm = RMSGroupNorm(n_channels, n_groups)
     # Differs from the paper: the published weights were trained with a second residual connection.

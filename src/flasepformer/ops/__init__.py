@@ -9,6 +9,7 @@ from flasepformer.ops.linear_attention import (
     key_value_sums,
     linear_attention,
     linear_attention_naive,
+    running_sums,
 )
 from flasepformer.ops.stft import real_fft, real_ifft, stft
 
@@ -25,5 +26,6 @@ __all__ = [
     "overlap_add",
     "real_fft",
     "real_ifft",
+    "running_sums",
     "stft",
 ]

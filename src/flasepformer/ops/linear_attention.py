@@ -89,15 +89,23 @@ def attend(query: Tensor, sums: KeyValueSums) -> Tensor:
 
 
 def causal_linear_attention(
-    query: Tensor, key: Tensor, value: Tensor, past: Tensor | None = None, block: int = 64
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past: Tensor | None = None,
+    decay: float = 1.0,
+    block: int = 64,
 ) -> tuple[Tensor, Tensor]:
     """Average the values over the frames so far, with the weights of `linear_attention`.
+
+    With a decay d < 1, a frame that is n frames old counts d^n times as much.
 
     Args:
         query: (batch, heads, frames, head_dim), non-negative.
         key: Same shape as `query`, non-negative.
         value: (batch, heads, frames, value_dim).
         past: What this function returned for the frames before; None where there were none.
+        decay: Share of its weight that a frame keeps when the next one comes.
         block: Frames whose weights exist at a time.
 
     Returns:
@@ -114,19 +122,55 @@ def causal_linear_attention(
     values = torch.cat([wide_value, ones], -1).unflatten(2, (-1, block))
     counted = torch.cat([zeros, ones], -1).unflatten(2, (-1, block))
     keys = wide_key.unflatten(2, (-1, block))
-    feature_sums = matmul(keys.mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
-    sums = torch.cat([feature_sums, counted.sum(-2, keepdim=True)], -2)
-    total = sums.cumsum(2)
+    fading = decay_matrix(block, decay, keys)  # from a frame of the block (columns) to a later one
+    until_end, from_start = fading[-1].unsqueeze(-1), fading[:, :1] * decay
+    feature_sums = matmul((keys * until_end).mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
+    sums = torch.cat([feature_sums, (counted * until_end).sum(-2, keepdim=True)], -2)
     start = torch.zeros_like(sums[:, :, 0]) if past is None else past
-    total = total + start.unsqueeze(2)
+    total = running_sums(sums.flatten(3).flatten(0, 1), decay**block, start.flatten(2).flatten(0, 1))
+    total = total.view_as(sums)
     before = torch.cat([start.unsqueeze(2), total[:, :, :-1]], dim=2)
-    scores = matmul(queries[..., :-1], keys.mT).tril()
-    count = counted.cumsum(-2) * EPS
-    attended = matmul(queries, before) + matmul(scores, values) + count
+    scores = matmul(queries[..., :-1], keys.mT) * fading
+    count = matmul(fading, counted) * EPS
+    attended = matmul(queries * from_start, before) + matmul(scores, values) + count
     attended = (attended[..., :-1] / attended[..., -1:].clamp_min(torch.finfo(attended.dtype).tiny)).flatten(
         2, 3
     )
-    return attended[:, :, :n_frames].to(query.dtype), total[:, :, -1]
+    return attended[:, :, :n_frames].to(query.dtype), total[:, :, -1] * decay**-missing
+
+
+def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, block: int = 64) -> Tensor:
+    """Sum up all frames so far, of which each counts `decay` times as much when the next one comes.
+
+    Args:
+        x: (batch, frames, n).
+        decay: Above 0, at most 1.
+        past: (batch, n), the last of these sums for the frames before; None where there were none.
+        block: Frames that are summed up at a time.
+
+    Returns:
+        (batch, frames, n).
+    """
+    if decay == 1:
+        sums = x.cumsum(1)
+        return sums if past is None else sums + past.unsqueeze(1)
+    n_frames = x.shape[1]
+    n_blocks = (n_frames + block - 1) // block
+    blocks = F.pad(x, (0, 0, 0, n_blocks * block - n_frames)).unflatten(1, (n_blocks, block))
+    fading = decay_matrix(block, decay, x)
+    within = matmul(fading, blocks)  # (batch, blocks, block, n)
+    ends = matmul(decay_matrix(n_blocks, decay**block, x), within[:, :, -1])
+    start = torch.zeros_like(x[:, 0]) if past is None else past
+    faded = start.unsqueeze(1) * (decay**block) ** torch.arange(n_blocks, device=x.device).unsqueeze(-1)
+    before = F.pad(ends[:, :-1], (0, 0, 1, 0)) + faded
+    return (within + before.unsqueeze(2) * (fading[:, :1] * decay)).flatten(1, 2)[:, :n_frames]
+
+
+def decay_matrix(n: int, decay: float, like: Tensor) -> Tensor:
+    """Return what each of n frames (columns) counts for at each (rows): decay^(row - column), 0 before it."""
+    ages = torch.arange(n, device=like.device)
+    ages = ages.unsqueeze(-1) - ages
+    return (decay ** ages.clamp_min(0).to(like.dtype)).tril()
 
 
 def widen(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flasepformer.layers import GlobalLayer, Join, Layer, WholeLayer
-from flasepformer.running.frames import FrameMemory, Frames
+from flasepformer.running.frames import FrameMemory, Frames, keep_passing_memory
 from flasepformer.running.threads import Threads
 
 CACHE_BYTES = 1 << 21
@@ -29,6 +29,9 @@ WHOLE_ROWS = 2048
 
 ACCELERATOR_ROWS = 2**17
 """The same on other devices: enough to keep one busy."""
+
+SPARE_SHARE = 128
+"""One in so many frames: when more of a piece than this is needed no longer, it is cut off."""
 
 _Result = TypeVar("_Result")
 _Apply = Callable[[Tensor, int], Tensor]
@@ -77,9 +80,18 @@ class _Pending:
     def read(self, first: int, last: int) -> Tensor:
         begin, end = max(first - self.halo, 0), min(last + self.halo, self.shape[1])
         y = self.base.read(begin, end)
-        for apply, _ in self.steps:
+        left = self.halo
+        for apply, halo in self.steps:
             y = apply(y, begin)
-        return y[:, first - begin : last - begin]
+            left -= halo
+            start, stop = (
+                max(first - left, 0),
+                min(last + left, self.shape[1]),
+            )  # what is still right, or needed
+            spare = y.shape[1] - (stop - start)
+            if spare * SPARE_SHARE > y.shape[1] or not left:
+                y, begin = y[:, start - begin : stop - begin], start
+        return y
 
 
 class _Strided:
@@ -156,6 +168,8 @@ class Pieces:
         self.memory = FrameMemory() if memory is None else memory
         self.progress = progress
         self.rehearsal = rehearsal
+        if self.device.type == "cpu" and not rehearsal:
+            keep_passing_memory()
         self.work = 0
         """Frames gone through, those of every sequence in the batch."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flasepformer.ops.stft import stft
-from flasepformer.training.run_folder import unless_disk_full
+from flasepformer.training.run_folder import BOARD_FOLDER, unless_disk_full
 
 _WINDOW_SECONDS = 0.032
 _N_COLUMNS = 400
@@ -35,7 +35,7 @@ class Board:
 
     def __init__(self, accelerator: Any, step: int) -> None:
         self._accelerator = accelerator
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        accelerator.init_trackers(BOARD_FOLDER, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         self._tracker = accelerator.get_tracker("tensorboard")
         self._broken_since: float | None = None
         self._named: set[str] = set()

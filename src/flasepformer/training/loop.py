@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from flasepformer.data import Examples, FixedMixtures, Mixture
 from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
@@ -129,6 +130,7 @@ def _train(
     with (
         _stop_on_signals(accelerator.set_trigger),
         contextlib.closing(Board(accelerator, progress.step)) as board,
+        run.bar,
     ):
         run.loop(*examples, board)
 
@@ -269,6 +271,10 @@ class _Run:
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.pace = _Pace()
+        hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
+        n_steps = recipe.optimization.n_steps
+        self.bar = tqdm(total=n_steps, initial=progress.step, unit="step", desc="training", disable=hidden)
+        """Steps, pace and the time that is left, on a terminal."""
         self.corrupt: dict[str, str] = {}
         """Name and fault of every mixture to train on that this process has found corrupt."""
 
@@ -285,6 +291,7 @@ class _Run:
             gradient_norm = self._step(mixtures, sources)
             n_mixtures = len(mixtures) * self.accelerator.num_processes
             progress.step += 1
+            self.bar.update()
             progress.n_heard += n_mixtures
             progress.n_drawn += self._n_drawn_in_a_step
             progress.seconds_heard += n_mixtures * mixtures.shape[-1] / recipe.model.sample_rate
@@ -592,12 +599,13 @@ class _Run:
         n_left = self.recipe.optimization.n_steps - progress.step
         hours_left = n_left * progress.seconds / max(progress.step, 1) / 3600
         self.folder.append_to_curve(row)
-        print(
-            "  ".join(
-                f"{key} {value}" for key, value in [*known.items(), ("hours_left", round(hours_left, 2))]
-            ),
-            flush=True,
-        )
+        with self.bar.external_write_mode():  # so that the line takes the bar's place
+            print(
+                "  ".join(
+                    f"{key} {value}" for key, value in [*known.items(), ("hours_left", round(hours_left, 2))]
+                ),
+                flush=True,
+            )
         if scores is not None:
             known["valid_loss_db"] = -scores.si_snr_db
         board.numbers(known, progress.step)

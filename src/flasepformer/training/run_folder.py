@@ -21,6 +21,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 PREVIOUS_CHECKPOINT_FILE = "checkpoint-previous.pt"
 BEST_FOLDER = "best"
 CANDIDATES_FOLDER = "candidates"
+BOARD_FOLDER = "tensorboard"
 CURVE_FILE = "curve.csv"
 RECIPE_FILE = "recipe.yaml"
 SPEECH_CACHE_FOLDER = "speech-cache"
@@ -70,7 +71,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run has left; the speech that was decoded for it and files of others stay."""
-        for folder in (self.best, self.path / CANDIDATES_FOLDER):
+        for folder in (self.best, self.path / CANDIDATES_FOLDER, self.path / BOARD_FOLDER):
             shutil.rmtree(folder, ignore_errors=True)
         files = [CHECKPOINT_FILE, PREVIOUS_CHECKPOINT_FILE, CURVE_FILE, RECIPE_FILE, "environment.txt"]
         for path in [*(self.path / name for name in files), *self.path.glob("recipe-until-step-*.yaml")]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.layouts import tflocoformer
 from flasepformer.models.layouts.published import (
@@ -38,10 +40,14 @@ def _read(settings_path: Path, weights_path: Path) -> PublishedCheckpoint:
     return PublishedCheckpoint(
         family="tflocoformer",
         fields=fields,
-        weights=read_tensors(weights_path),
+        weights=_read_weights(weights_path)[0],
         weights_path=weights_path,
         settings=settings,
     )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return read_tensors(path), {}
 
 
 def _front_end(settings: Any) -> dict[str, Any]:
@@ -61,5 +67,6 @@ LAYOUT = Layout(
     expects=f"{SETTINGS_FILE} and {WEIGHTS_FILE}",
     find=_find,
     read=_read,
+    read_weights=_read_weights,
     names=tflocoformer.espnet_names,
 )

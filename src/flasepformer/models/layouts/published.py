@@ -64,6 +64,9 @@ class Layout:
     write: "Callable[[Path, Any, Mapping[str, Tensor], Mapping[str, Any] | None], None] | None" = None
     """Write a folder from a config, weights under the published names, and the settings if known; None where
     nobody needs it."""
+    read_weights: "Callable[[Path], tuple[dict[str, Tensor], dict[str, Any]]] | None" = None
+    """The weights in a file, and the fields of a config that only they tell; None where the settings can be
+    read with nothing but this package, so that nobody has to know them beforehand."""
 
 
 def rewrite(name: str, rules: Rules) -> str:

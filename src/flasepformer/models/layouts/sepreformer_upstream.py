@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flasepformer.models.errors import CheckpointError
 from flasepformer.models.layouts import sepreformer
 from flasepformer.models.layouts.published import (
@@ -47,20 +49,25 @@ def _find(path: Path) -> tuple[Path, Path] | None:
 def _read(settings_path: Path, weights_path: Path) -> PublishedCheckpoint:
     settings = read_yaml(settings_path)
     conf = read_setting(settings, "config.model", settings_path)
-    weights = read_tensors(weights_path, "model_state_dict")
+    weights, told = _read_weights(weights_path)
     try:
         fields = sepreformer.config_fields(conf)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{settings_path} does not describe a SepReformer: {error!r} under config.model"
         ) from error
-    fields |= {
-        "attention": "softmax",
-        "auxiliary_heads": any(name.startswith("out_layer_bn.") for name in weights),
-    }
     return PublishedCheckpoint(
-        family="sepreformer", fields=fields, weights=weights, weights_path=weights_path, settings=settings
+        family="sepreformer",
+        fields=fields | {"attention": "softmax"} | told,
+        weights=weights,
+        weights_path=weights_path,
+        settings=settings,
     )
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    weights = read_tensors(path, "model_state_dict")
+    return weights, {"auxiliary_heads": any(name.startswith("out_layer_bn.") for name in weights)}
 
 
 def _names(config: Any) -> PublishedNames:
@@ -75,5 +82,6 @@ LAYOUT = Layout(
     expects=f"{WEIGHTS_PATTERN} and {SETTINGS_FILE}",
     find=_find,
     read=_read,
+    read_weights=_read_weights,
     names=_names,
 )
