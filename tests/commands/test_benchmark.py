@@ -140,7 +140,7 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
         [*command, "--out", tmp_path / "new"], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    assert f"plots need matplotlib: {how_to_install('demo')}" in process.stderr
+    assert f"plots need matplotlib: {how_to_install('plot')}" in process.stderr
     with (tmp_path / "new/benchmark.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["model"] == "fla-sepreformer-t"
