@@ -46,8 +46,8 @@ PIECE_ROWS = 1 << 14
 ACCELERATOR_ROWS = 1 << 17
 """The same on other devices: enough to keep one busy, 0.2 GB of M's widest features."""
 
-LIVE_TENSORS = 8
-"""Tensors as large as the widest that a piece turns into that exist at a time."""
+LIVE_TENSORS = 10
+"""Tensors as large as a piece that exist at a time, measured; what is wider exists for `AT_ONCE` only."""
 
 AT_ONCE = 8
 """Frames whose bins, or bins whose frames, go through a layer at a time: enough to use a kernel well, few
@@ -211,7 +211,7 @@ class TFLocoformer(SeparationNetwork):
 
     def numbers_at_a_time(self, n_frames: int) -> int:
         n_bins = self.config.n_fft // 2 + 1
-        return LIVE_TENSORS * n_frames * n_bins * 2 * self.config.feed_forward_channels
+        return LIVE_TENSORS * n_frames * n_bins * self.config.n_channels
 
     def level_of(self, moments: Moments, peak: Tensor) -> Tensor:
         """Return the unbiased standard deviation, or the peak of what does not vary."""
