@@ -20,7 +20,7 @@ def models(
     """List the models by name, the default one first: what to take for what, then every network.
 
     Published weights come from their publishers at the first use (`separate --model NAME`, `download NAME`)
-    and are here from then on. RTF: time over the length of the recording, on one thread of a CPU. MEMORY:
+    and are here from then on. RTF: time over the length of the recording, on two cores of a CPU. MEMORY:
     beside the program and the model, for a recording of one minute. GMAC/S: billions of multiply-adds per
     second of audio, of a recording of 10 s. Random weights are for training. What has to be trained and is
     not counted: the auxiliary heads, which separation does without.

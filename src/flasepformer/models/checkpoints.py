@@ -130,7 +130,7 @@ def shipped_offer(name: str) -> dict[str, Any]:
         name: One of `shipped_names`.
 
     Returns:
-        "use" in a few words; "si_snri" in dB and what it was "scored_on"; "real_time_factor" on one thread of
+        "use" in a few words; "si_snri" in dB and what it was "scored_on"; "real_time_factor" on two cores of
         a CPU; "megabytes" for a minute, beside program and model; "weights_bytes".
     """
     folder = _SHIPPED / name

@@ -101,7 +101,7 @@ class PublishedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a model costs on one thread of a CPU, with `separate` as it comes."""
+    """What a model costs on two cores of a CPU, with `separate` as it comes."""
 
     real_time_factor: float
     megabytes: float
