@@ -160,7 +160,7 @@ def test_models_says_what_to_take_for_what_and_what_is_here(server):
     before = run("models").stdout.splitlines()
     row = next(line for line in before if line.startswith(APACHE))
     assert "best on clean speech" in row
-    assert row.split()[-4:] == ["no", "1.3", "488", "MB"]
+    assert row.split()[-4:] == ["no", "1.30", "488", "MB"]
     assert "22.1 libri2mix Apache-2.0 yes 0 MB" in " ".join(row.split())
     assert any(line.startswith(f"best = {APACHE}: ") for line in before)
     assert any(line.startswith("fast = ") for line in before)
