@@ -37,6 +37,12 @@ def test_halved_weights_take_half_the_room_and_keep_eleven_bits(folder, tmp_path
     torch.testing.assert_close(half, whole, rtol=2**-11, atol=2**-25)
 
 
+def test_weights_in_eight_bits_keep_a_hundredth_of_the_largest_of_each_row(folder, tmp_path):
+    assert run(folder, tmp_path / "eight", "--eight-bits").exit_code == 0
+    whole, eight = (load_model(place).encoder.weight.detach() for place in (folder, tmp_path / "eight"))
+    assert 0 < ((eight - whole).abs().amax(-1) / whole.abs().amax(-1)).max() < 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -44,6 +50,7 @@ def test_halved_weights_take_half_the_room_and_keep_eleven_bits(folder, tmp_path
         (["ours", "new", "--to", "onnx"], 2, "flasepformer, modelscope"),
         (["ours", "ours"], 2, "exists already"),
         (["ours", "new", "--to", "modelscope", "--half"], 2, "leave out --to"),
+        (["ours", "new", "--eight-bits", "--half"], 2, "choose --half or --eight-bits"),
         (["ours/config.yaml", "new"], 3, "no model and no file"),
     ],
 )

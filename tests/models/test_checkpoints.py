@@ -60,6 +60,33 @@ def test_half_precision_weights_take_half_the_space_and_load_as_float32(tiny_mod
         assert_close(model(MIXTURE), tiny_model(MIXTURE), rtol=2e-2, atol=2e-3)
 
 
+def test_weights_in_eight_bits_take_a_quarter_of_the_space_and_load_as_float32(tmp_path):
+    model = load_model("default")
+    save_model(model, tmp_path / "full")
+    save_model(model, tmp_path / "eight", dtype=torch.int8)
+    full, eight = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "eight"))
+    assert 0.25 * full < eight < 0.28 * full
+    loaded = load_model(tmp_path / "eight")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, value in model.named_parameters():
+        error = (loaded.get_parameter(name) - value).detach()
+        largest = value.detach().abs().amax()
+        assert error.abs().amax() <= largest / (2 * 127) * 1.01 if value.ndim > 1 else largest * 1e-3
+
+
+def test_scales_that_do_not_belong_to_rows_are_refused(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "eight", dtype=torch.int8)
+    path = tmp_path / "eight" / "model.safetensors"
+    weights = load_file(path)
+    name = "encoder.weight.row_scales"
+    save_file(weights | {name: weights[name][:-1]}, path)
+    with pytest.raises(CheckpointError, match=r"encoder\.weight do not belong together"):
+        load_model(tmp_path / "eight")
+    save_file({key: value for key, value in weights.items() if key != "encoder.weight"}, path)
+    with pytest.raises(CheckpointError, match=r"scales without rows: encoder\.weight"):
+        load_model(tmp_path / "eight")
+
+
 def test_a_loaded_model_can_be_trained(folder):
     model = load_model(folder)
     model.train()(MIXTURE).square().mean().backward()

@@ -21,6 +21,9 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Store the weights in half precision, in our layout.")
     ] = False,
+    eight_bits: Annotated[
+        bool, typer.Option("--eight-bits", help="Store them in a quarter of the space, in our layout.")
+    ] = False,
     causal: Annotated[
         int | None,
         typer.Option(
@@ -33,16 +36,20 @@ def convert(
 
     Exit codes: 0 done, 2 wrong usage, 3 the checkpoint is refused or the folder cannot be written.
     """
-    from flasepformer.models import CheckpointError, convert_checkpoint  # here, so that --help is instant
+    import torch  # here, so that --help is instant
+
+    from flasepformer.models import CheckpointError, convert_checkpoint
     from flasepformer.models.checkpoints import WRITABLE_LAYOUTS
 
     if layout not in WRITABLE_LAYOUTS:
         raise typer.BadParameter(f"--to takes one of {', '.join(WRITABLE_LAYOUTS)}, got {layout!r}")
-    if half and layout != "flasepformer":
-        raise typer.BadParameter("--half is for our own layout; leave out --to")
-    if causal is not None and (half or layout != "flasepformer"):
+    if half and eight_bits:
+        raise typer.BadParameter("choose --half or --eight-bits")
+    if (half or eight_bits) and layout != "flasepformer":
+        raise typer.BadParameter("--half and --eight-bits are for our own layout; leave out --to")
+    if causal is not None and (half or eight_bits or layout != "flasepformer"):
         raise typer.BadParameter(
-            "--causal writes our own layout in full precision; leave out --to and --half"
+            "--causal writes our own layout in full precision; leave out --to, --half and --eight-bits"
         )
     try:
         obtain_published(source, accept_licence=accept_licence)
@@ -50,7 +57,8 @@ def convert(
             write_causal(source, folder, causal)
             print_result(f"{folder}: causal, {causal} stages, untrained")
             return
-        info = convert_checkpoint(source, folder, layout, half=half)
+        dtype = torch.int8 if eight_bits else torch.float16 if half else torch.float32
+        info = convert_checkpoint(source, folder, layout, dtype=dtype)
     except FileExistsError as error:
         raise typer.BadParameter(str(error)) from error
     except CheckpointError as error:
