@@ -13,9 +13,9 @@ def pack(
     folder: Annotated[Path, typer.Argument(help="Where to put its state, in place of an earlier one.")],
     limit: Annotated[float, typer.Option(min=0, help="MB that the state may have.")] = 12.0,
 ) -> None:
-    """Put the last checkpoint of a run into a small folder: weights, their average, progress and curve.
+    """Put the last checkpoint of a run into a small folder: the average of its weights, progress and curve.
 
-    What is left out is the momentum of the optimizers, which is found again within a hundred steps.
+    A run goes on from the average; the momentum of the optimizers is found again within a hundred steps.
 
     Exit codes: 0 done, 1 the state is there, but larger than the limit, 3 there is none, or no room for it.
     """

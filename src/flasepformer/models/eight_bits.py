@@ -1,4 +1,4 @@
-"""Weights in eight bits: a matrix or kernel as whole numbers from -127 to 127 and a scale for each row."""
+"""Weights in eight bits: a matrix or kernel as whole numbers and a scale for each row."""
 
 from collections.abc import Mapping
 
@@ -6,17 +6,21 @@ import torch
 from torch import Tensor
 
 _SCALES = ".row_scales"
-_LEVELS = 127
 
 
-def to_eight_bits(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Store what has rows in eight bits, other floating-point weights in half precision."""
+def to_eight_bits(weights: Mapping[str, Tensor], levels: int = 127) -> dict[str, Tensor]:
+    """Store what has rows in eight bits, other floating-point weights in half precision.
+
+    Args:
+        weights: By name.
+        levels: Largest number, at most 127; fewer can be compressed further.
+    """
     stored = {}
     for name, value in weights.items():
         if value.ndim < 2 or not value.is_floating_point():
             stored[name] = value.half() if value.is_floating_point() else value
             continue
-        scales = value.abs().flatten(1).amax(1).float() / _LEVELS
+        scales = value.abs().flatten(1).amax(1).float() / levels
         rows = value.flatten(1) / scales.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
         stored[name] = rows.round().to(torch.int8).view(value.shape)
         stored[name + _SCALES] = scales
