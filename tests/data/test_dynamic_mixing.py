@@ -290,6 +290,14 @@ def test_talkers_are_alone_as_often_as_asked_for(store, surroundings):
     assert speaking == {0, 1}
 
 
+def test_rooms_and_noise_that_are_never_drawn_are_not_made_ready(store, monkeypatch):
+    monkeypatch.setattr("flasepformer.data.dynamic_mixing.simulate_rooms", lambda *_, **__: pytest.fail())
+    settings = AS_RECORDED | {"rooms": "simulated", "room_probability": 0.0, "noise": ["no/such/folder"],
+                              "noise_probability": 0.0}  # fmt: skip
+    mixture, sources = DynamicMixing(store, DynamicMixingConfig(**settings), 0).example(0)
+    torch.testing.assert_close(mixture, sources.sum(0))
+
+
 def test_rooms_are_simulated_and_the_same_for_the_same_seed(store):
     config = {"rooms": "simulated", "n_simulated_rooms": 2, "decay_seconds": (0.2, 0.3), **AS_RECORDED}
     mixture, sources = mixing(store, **config).example(0)

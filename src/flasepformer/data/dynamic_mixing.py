@@ -156,8 +156,9 @@ class DynamicMixing:
         amount = np.array([sum(map(store.length, indices)) for indices in by_speaker.values()], dtype=float)
         weight = amount ** (1 - config.speaker_balance)
         self._speaker_probability = weight / weight.sum()
-        self._noise = Noise.load(config.noise, store.sample_rate, cache) if config.noise else None
-        self._rooms = self._load_rooms(cache) if config.rooms else None
+        noisy = config.noise and config.noise_probability > 0
+        self._noise = Noise.load(config.noise, store.sample_rate, cache) if noisy else None
+        self._rooms = self._load_rooms(cache) if config.rooms and config.room_probability > 0 else None
 
     def example(self, index: int, seconds: float | None = None) -> tuple[Tensor, Tensor]:
         """Return mixture (time,) and sources (source, time), float32.
