@@ -631,7 +631,7 @@ _Parts = tuple[nn.Module, AveragedModel, list[torch.optim.Optimizer]]
 def _build(recipe: Recipe, accelerator: Any, state: dict[str, Any] | None) -> _Parts:
     """Return the network, its running average and its optimizers, as they were at that state, or new."""
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe).to(accelerator.device)
+    model = _initial_model(recipe, resumed=state is not None).to(accelerator.device)
     emulated = recipe.optimization.precision == "auto" and accelerator.mixed_precision == "no"
     dtype = torch.float32 if emulated else torch.bfloat16
     optimizers = build_optimizers(model, recipe.optimization, dtype)
@@ -668,9 +668,9 @@ def _begin(
     return _Run(recipe, folder, accelerator, network, model, average, prepared, progress, further)
 
 
-def _initial_model(recipe: Recipe) -> Any:
-    """Return the network that training starts from."""
-    if recipe.initial_checkpoint:
+def _initial_model(recipe: Recipe, *, resumed: bool) -> Any:
+    """Return the network that training starts from; that of a run that is resumed gets its weights later."""
+    if recipe.initial_checkpoint and not resumed:
         model = load_model(recipe.initial_checkpoint)
         if isinstance(model, SepReformer) and widened_config(model.config) == recipe.model:
             print(f"twice as wide as {recipe.initial_checkpoint}, which it begins as", file=sys.stderr)
@@ -681,7 +681,7 @@ def _initial_model(recipe: Recipe) -> Any:
             )
         return model
     network: Any = FAMILIES[recipe.family][1](recipe.model)
-    if recipe.fourier_filters:
+    if recipe.fourier_filters and not resumed:
         network.initialize_fourier()
     return network
 
