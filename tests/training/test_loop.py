@@ -18,8 +18,7 @@ from tests.training.processes import train_in_two_processes, train_until_killed
 
 from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, read_utterances
 from flasepformer.metrics import best_permutation, pairwise, si_snr
-from flasepformer.models import SepReformer, load_model, save_model
-from flasepformer.models.growing import widened_config
+from flasepformer.models import SepReformer, load_model
 from flasepformer.training import TrainingError, load_recipe, multi_stage_loss, save_recipe, train
 from flasepformer.training.averaging import average_checkpoints
 from flasepformer.training.loop import _Run, _Scores
@@ -499,24 +498,6 @@ def test_training_starts_from_a_checkpoint(recipe, tmp_path):
     before, after = load_model(best), load_model(tmp_path / "second" / "best")
     for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
-
-
-def test_training_starts_from_a_checkpoint_of_half_the_width(recipe, tmp_path, capfd):
-    save_model(SepReformer(recipe.model), tmp_path / "narrow")
-    one_step = changed(recipe, n_steps=1, learning_rate=1e-12, warmup_steps=0, decay_steps=0)
-    model = widened_config(recipe.model)
-    wide = dataclasses.replace(one_step, model=model, initial_checkpoint=str(tmp_path / "narrow"))
-    train(wide, tmp_path / "run")
-    assert "twice as wide" in capfd.readouterr().err
-    before, after = load_model(tmp_path / "narrow"), load_model(tmp_path / "run" / "best")
-    assert after.config == model
-    torch.testing.assert_close(after.feature_norm.weight, before.feature_norm.weight)
-    first, second = after.feature_projection.weight.chunk(2)
-    torch.testing.assert_close(first, second)
-    torch.testing.assert_close(first, before.feature_projection.weight)
-    wider = dataclasses.replace(wide, model=widened_config(model))
-    with pytest.raises(TrainingError, match="another config"):
-        train(wider, tmp_path / "refused")
 
 
 def test_a_speaker_in_both_splits_is_refused(recipe, tmp_path):

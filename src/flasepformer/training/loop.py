@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from flasepformer.data import Examples, FixedMixtures, Mixture
 from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
-from flasepformer.models import SeparationNetwork, SepReformer, load_model, save_model
-from flasepformer.models.growing import widened, widened_config
+from flasepformer.models import SeparationNetwork, load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
@@ -672,9 +671,6 @@ def _initial_model(recipe: Recipe, *, resumed: bool) -> Any:
     """Return the network that training starts from; that of a run that is resumed gets its weights later."""
     if recipe.initial_checkpoint and not resumed:
         model = load_model(recipe.initial_checkpoint)
-        if isinstance(model, SepReformer) and widened_config(model.config) == recipe.model:
-            print(f"twice as wide as {recipe.initial_checkpoint}, which it begins as", file=sys.stderr)
-            return widened(model, recipe.seed)
         if model.config != recipe.model:
             raise TrainingError(
                 f"{recipe.initial_checkpoint} has another config than the recipe: {model.config}"

@@ -205,8 +205,7 @@ class Recipe:
     model: Any = field(default_factory=SepReformerConfig)
     """The network: the config of one of the families, `SepReformerConfig` or `TFLocoformerConfig`."""
     initial_checkpoint: str = ""
-    """Start from these weights: a checkpoint of the same config, or of one with half of the channels and
-    heads, which is doubled; empty starts from random ones."""
+    """Start from these weights, a checkpoint of the same config; empty starts from random ones."""
     fourier_filters: bool = False
     """Start from filters that are a windowed Fourier basis, not from random ones; a SepReformer can."""
     data: DataConfig = field(default_factory=DataConfig)
