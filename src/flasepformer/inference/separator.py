@@ -24,6 +24,7 @@ from flasepformer.audio import (
     ArrayStream,
     AudioError,
     RecordingFile,
+    Stream,
     talkers_have_channels,
     write_blocks,
 )
@@ -346,6 +347,37 @@ class Separator:
                 first += block.shape[1]
         tell("done", 1.0)
         return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
+
+    def separate_stream(
+        self, recording: Stream, *, kept_bytes: int = 0, progress: Progress | None = None
+    ) -> tuple[Tracks, tuple[str, ...]]:
+        """Separate a recording that comes in blocks and need not fit into the memory, nor need its tracks.
+
+        Args:
+            recording: Gone through twice now, and again by tracks that are its channels.
+            kept_bytes: What it holds in memory.
+            progress: See `separate`.
+
+        Returns:
+            The tracks, made block by block when they are asked for, the same samples as those of `separate`;
+            and the warnings.
+
+        Raises:
+            AudioError: The recording cannot be read.
+            InputError: See `separate`.
+            SeparationError: See `separate`.
+            OutputError: See `separate`.
+        """
+        tell = progress or _tell_nobody
+        tell("reading", 0.0)
+        found = survey(
+            recording,
+            lambda: getattr(recording, "n_promised", 0) or recording.n_samples,
+            lambda share: tell("reading", READING_SHARE * share),
+        )
+        _checked_rate(found.sample_rate)
+        separation = self._separate(found, tell, held_bytes=kept_bytes)
+        return separation.tracks, self._cautions + separation.warnings
 
     def separate_file(
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
