@@ -48,8 +48,7 @@ def pack_run(run: str | Path, folder: str | Path) -> int:
     average = _averaged(state["average"])
     model = _network(recipe, average)
     step = int(state["progress"]["step"])
-    info = {"description": recipe.description, "licence": recipe.licence, "step": step}
-    save_model(model, folder, info, dtype=torch.float16)
+    save_model(model, folder, {**recipe.card, "step": step}, dtype=torch.float16)
     stored = load_model(folder).state_dict()  # as it comes back
     (folder / DIFFERENCE_FILE).write_bytes(save(_difference(state["model"], stored)))
     # Python's JSON reads back the minus infinity of a run that has not been validated.
