@@ -1,4 +1,4 @@
-"""Builds wheels as setuptools does, but leaves no folder `build` in a clone, and takes nothing from an old one."""
+"""Builds wheels as setuptools does, but leaves no folder `build`, and takes nothing from an old one."""
 
 import tempfile
 from typing import Any

@@ -25,6 +25,7 @@ from flasepformer.audio import (
     AudioError,
     RecordingFile,
     Stream,
+    explaining_gains,
     talkers_have_channels,
     write_blocks,
 )
@@ -36,7 +37,7 @@ from flasepformer.inference.finishing import Finished, Finisher
 from flasepformer.inference.hearing import OneChannel, Survey, hear, survey
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
-from flasepformer.inference.levels import SILENCE_PEAK
+from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, TalkingLevel
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import (
     Outputs,
@@ -56,7 +57,7 @@ from flasepformer.inference.tracks import (
     Tracks,
     fit_format,
 )
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
+from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model, separate
 
 MIN_SAMPLE_RATE = 2000
 """In Hz; a recording below it holds nothing above 1 kHz, so no speech to tell apart."""
@@ -456,6 +457,7 @@ class Separator:
                 recording if channel is None else OneChannel(recording, channel),
                 lambda: recording.n_promised,
                 lambda share: tell("reading", READING_SHARE * share),
+                compare_channels=self.n_sources == 2 and not options.get("mix_channels", False),
             )
             _checked_rate(found.sample_rate)
             n_planned = len(planned.tracks)
@@ -544,7 +546,27 @@ class Separator:
         """Judge tracks that a model has made of several talkers."""
         if not isinstance(separation.tracks, SeparatedTracks) or self.n_sources < 2:
             return None
-        return separation.tracks.confidence().as_dict()
+        calibrated = self.description["name"] == DEFAULT_MODEL
+        return separation.tracks.confidence(self.share_again if calibrated else None).as_dict()
+
+    def share_again(self, track: NDArray[np.float32]) -> float:
+        """Separate a track once more.
+
+        Args:
+            track: (time,), some seconds at the model's rate.
+
+        Returns:
+            The share of its energy that does not come out on the loudest track; nan if nobody can say.
+        """
+        loudness = TalkingLevel(self.sample_rate // 10)
+        loudness.add(track)
+        level = np.float32(max(loudness.rms() / MODEL_RMS, 1e-30))
+        with torch.inference_mode():
+            estimates = separate(self.model, torch.from_numpy(track / level)[None].to(self.device))[0]
+        parts = estimates.float().cpu().numpy()
+        parts = parts - parts.mean(axis=1, keepdims=True)
+        energies = explaining_gains(track / level, parts) ** 2 * np.square(parts).sum(axis=1)
+        return float(1 - energies.max() / energies.sum()) if energies.sum() > 0 else math.nan
 
     def _check_room(self, folder: Path, found: Survey, n_tracks: int, form: str, subtype: str) -> None:
         """Raise before the work if there is no room for tracks whose size is known."""
