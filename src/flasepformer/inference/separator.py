@@ -161,13 +161,6 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
-def best_weights(name_or_path: str | Path) -> str | Path:
-    """Return the best weights of a training run whose folder is named; anything else as it is."""
-    best = Path(name_or_path) / "best"
-    is_run = (best / "config.json").is_file() and not (best.parent / "config.json").is_file()
-    return best if is_run else name_or_path
-
-
 def _told_of_all(tell: Progress, index: int, n_recordings: int) -> Progress:
     """Return what tells the share of all recordings, given that of one of them."""
     return lambda step, share: tell(step, (index + share) / n_recordings)
@@ -245,7 +238,7 @@ class Separator:
             DeviceError: The device cannot be used.
             ValueError: An option makes no sense.
         """
-        name_or_path = best_weights(DEFAULT_MODEL if name_or_path is None else name_or_path)
+        name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
         model, info = load_described_model(name_or_path, accept_licence=accept_licence)
         separator = cls(model, device, info=info, **options)
         for caution in separator._cautions:
