@@ -41,10 +41,10 @@ FEATURES = (
 
 # Of the features in their order, and the constant, and the same without the last feature; printed by
 # flasepformer.evaluation.calibrating.
-_WEIGHTS = np.array([-0.819, 0.25, -0.403, -1.592, -0.714, 0.429, -0.199, -0.146])
-_CONSTANT = -5.198
-_WEIGHTS_BEFORE = np.array([-0.986, 0.237, -0.521, -2.448, -0.769, 0.468, -0.195])
-_CONSTANT_BEFORE = -4.976
+_WEIGHTS = np.array([-0.641, 0.222, -0.593, -1.279, -1.841, 0.36, -0.198, -0.386])
+_CONSTANT = -10.164
+_WEIGHTS_BEFORE = np.array([-0.849, 0.096, -0.583, -1.539, -1.935, 0.344, -0.162])
+_CONSTANT_BEFORE = -9.598
 
 SeparateAgain = Callable[[NDArray[np.float32]], float]
 """Separates a track (time,) again and returns the share of its energy that is not in the loudest part."""
