@@ -121,6 +121,22 @@ def test_a_track_of_two_talkers_falls_in_two_and_one_of_one_does_not(talkers):  
     assert np.isnan(default.share_again(np.zeros(RATE, np.float32)))
 
 
+def test_tracks_are_separated_again_where_the_memory_allows_it_and_the_model_is_known(separator, tmp_path):
+    import soundfile
+
+    def asks(separator):
+        asked = []
+        separator.share_again = lambda track: asked.append(len(track)) or 0.0
+        samples = 0.1 * np.random.default_rng(0).standard_normal(6 * RATE)
+        soundfile.write(tmp_path / "talk.wav", samples, RATE)
+        separator.separate_file(tmp_path / "talk.wav", tmp_path / "out", overwrite=True)
+        return asked
+
+    assert asks(Separator.from_pretrained(device="cpu", memory="200M")) == 2 * [5 * RATE]
+    assert asks(Separator.from_pretrained(device="cpu", memory="150M")) == []
+    assert asks(separator) == []  # of another model
+
+
 def test_the_report_has_it(separator, voices, tmp_path):
     import soundfile
 

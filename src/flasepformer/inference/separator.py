@@ -31,7 +31,8 @@ from flasepformer.audio import (
 )
 from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
-from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES
+from flasepformer.inference.confidence import WINDOW_SECONDS
+from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES, need_as_a_whole
 from flasepformer.inference.execution import ModelRunner, RunOptions
 from flasepformer.inference.finishing import Finished, Finisher
 from flasepformer.inference.hearing import OneChannel, Survey, hear, survey
@@ -539,8 +540,16 @@ class Separator:
         """Judge tracks that a model has made of several talkers."""
         if not isinstance(separation.tracks, SeparatedTracks) or self.n_sources < 2:
             return None
-        calibrated = self.description["name"] == DEFAULT_MODEL
-        return separation.tracks.confidence(self.share_again if calibrated else None).as_dict()
+        again = self.share_again if self._may_separate_again() else None
+        return separation.tracks.confidence(again).as_dict()
+
+    def _may_separate_again(self) -> bool:
+        """Tell whether what a track does in the model again is known, and fits beside all else."""
+        if self.description["name"] != DEFAULT_MODEL:
+            return False
+        need = need_as_a_whole(self.model, round(WINDOW_SECONDS * self.sample_rate))
+        memory = self._runner.memory
+        return need is not None and (memory is None or 2 * need.memory_bytes <= memory)
 
     def share_again(self, track: NDArray[np.float32]) -> float:
         """Separate a track once more.
