@@ -4,11 +4,11 @@
 FROM python:3.12-slim
 WORKDIR /package
 COPY pyproject.toml README.md LICENSE ./
+COPY packaging packaging
 COPY src src
 ARG TORCH=torch
 RUN pip install --no-cache-dir ${TORCH} \
-    && pip install --no-cache-dir ".[media]" \
-    && rm -rf build
+    && pip install --no-cache-dir ".[media]"
 WORKDIR /recordings
 ENTRYPOINT ["flasepformer"]
 CMD ["--help"]

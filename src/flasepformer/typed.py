@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from flasepformer.inference import best_weights
 from flasepformer.models import DEFAULT_MODEL
 from flasepformer.models import load_model as load_network
 
@@ -39,4 +38,4 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> SeparationModel:
     Raises:
         CheckpointError: If there is no such model, or its checkpoint is refused.
     """
-    return cast(SeparationModel, load_network(best_weights(name_or_path)))
+    return cast(SeparationModel, load_network(name_or_path))

@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -205,6 +206,8 @@ def test_a_recipe_trains_from_scratch_on_nothing_but_a_folder_of_speech(tmp_path
     assert result.exit_code == 0, result.output
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert (saved["initial_checkpoint"], saved["mixing"]["noise"], saved["mixing"]["rooms"]) == ("", [], "")
+    card = json.loads((tmp_path / "run" / "best" / "config.json").read_text())["info"]
+    assert (card["description"], card["licence"], card["data"]) == ("", "", "speech")  # theirs, and not ours
     (tmp_path / "my noise, old").mkdir()
     soundfile.write(tmp_path / "my noise, old" / "0.wav", np.full(8000, 0.1), 8000)
     noisy = [*words, *settings, "--noise", str(tmp_path / "my noise, old"), "--out", str(tmp_path / "noisy")]

@@ -194,7 +194,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(speech, noise
         n_done = len(list(folder.glob(".done/*.json")))
         assert n_wanted <= n_done < n_mixtures
         assert not list(folder.glob("*.csv"))
-    (folder / "s1/.flasepformer-0.part").write_bytes(b"half")  # as a kill within a file leaves it
+    (folder / ".growing-0").mkdir()
+    (folder / ".growing-0/7-s1.wav").write_bytes(b"half")  # as a kill within a file leaves it
 
     plans = plan_mixtures(read_utterances(speech), n_mixtures, seed=3)
     for name in ("stopped", "whole"):

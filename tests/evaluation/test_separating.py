@@ -201,3 +201,40 @@ def test_the_model_and_not_the_free_memory_decides_what_auto_means(monkeypatch):
         assert fix_mode(softmax, {}) == {"mode": "chunks"}
     assert fix_mode(softmax, {"mode": "whole"}) == {"mode": "whole"}
     assert fix_mode(linear, None) is None
+
+
+@pytest.mark.parametrize("rate", [RATE, 16000])
+def test_a_long_mixture_has_the_scores_of_the_same_in_memory(
+    checkpoint, tmp_path, monkeypatch, rate
+):  # issue 16
+    """Issue 16: neither it nor its sources nor the tracks stand in memory."""
+    rng = np.random.default_rng(0)
+    times = np.arange(5 * rate) / rate
+    low, high = (np.sin(f * times) * (np.sin(times + phase) > 0) for f, phase in ((3000, 0.0), (4400, 2.0)))
+    folder = tmp_path / "set"
+    write(folder, s1=low + 0.01 * rng.standard_normal(len(times)), s2=high)
+    for name in ("s1", "s2", "mix"):
+        samples, _ = soundfile.read(folder / name / "a.wav")
+        samples = np.stack([samples, 0.5 * samples], axis=1)  # is mixed down
+        soundfile.write(folder / name / "a.wav", samples, rate, "FLOAT")
+    separator = Separator(load_model(checkpoint), "cpu", mode="whole")
+    options = {"metrics": ("sdr", "sir", "sar", "confusion", "leakage"), "run_options": {"mode": "whole"}}
+    (in_memory,) = evaluate(separator, MixtureFolder(folder), **options).rows
+    monkeypatch.setattr("flasepformer.data.long_mixtures.LONG_SECONDS", 4.0)
+    monkeypatch.setattr("flasepformer.data.mixture_sets.read_mixture", None)  # as a whole it cannot be read
+    (in_blocks,) = evaluate(separator, MixtureFolder(folder), **options).rows
+    assert not in_blocks.error
+    assert in_blocks.scores.keys() == in_memory.scores.keys()
+    for metric, values in in_memory.scores.items():
+        assert in_blocks.scores[metric] == pytest.approx(values, abs=2e-3, nan_ok=True), metric
+    assert (in_blocks.seconds, in_blocks.groups) == (5.0, in_memory.groups)
+
+
+def test_the_sources_of_a_long_mixture_must_have_its_length(checkpoint, tmp_path, monkeypatch):  # issue 16
+    mixtures = write(tmp_path / "set", s1=np.ones(5 * RATE), s2=np.ones(5 * RATE))
+    soundfile.write(tmp_path / "set" / "s2" / "a.wav", np.ones(5 * RATE - 1), RATE, "FLOAT")
+    monkeypatch.setattr("flasepformer.data.long_mixtures.LONG_SECONDS", 4.0)
+    (row,) = evaluate(
+        load_model(checkpoint), mixtures, metrics=("estoi",), run_options={"mode": "whole"}
+    ).rows
+    assert "differ in length: [40000, 40000, 39999] samples" in row.error

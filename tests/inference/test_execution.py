@@ -189,6 +189,17 @@ def test_chunks_are_halved_until_they_fit_and_then_the_recording_is_refused(soft
         chunk_seconds(need(3))
 
 
+def test_auto_is_advised_only_to_those_who_did_not_choose_it_and_whom_it_helps(linear, softmax):  # issue 16
+    said = {}
+    for name, model in (("linear", linear), ("softmax", softmax)):
+        for mode in ("whole", "auto"):
+            with pytest.raises(NotEnoughMemory) as refused:
+                ModelRunner(model, "cpu", mode=mode, memory="1M").plan(160 * 8000)
+            said[name, mode] = str(refused.value)
+    assert [key for key, text in said.items() if "choose --mode auto" in text] == [("softmax", "whole")]
+    assert said["linear", "auto"] == said["linear", "whole"]  # which needs less than chunks
+
+
 def test_even_the_least_is_counted_before_the_start(linear):
     least = need_beside_frames(linear, 10 * N_SAMPLES, linear.piece_length(torch.device("cpu")) // 8)
     with pytest.raises(NotEnoughMemory, match=f"need about {least / 1e6:.3g} MB"):

@@ -34,6 +34,14 @@ def test_what_was_saved_is_loaded(tiny_model, folder, file):
     assert not model.training
 
 
+def test_the_folder_of_a_run_means_its_best_weights(tiny_model, folder, tmp_path):  # issue 16
+    (tmp_path / "run").mkdir()
+    folder.rename(tmp_path / "run" / "best")
+    with torch.inference_mode():
+        assert_close(load_model(tmp_path / "run")(MIXTURE), tiny_model(MIXTURE), rtol=0, atol=0)
+    assert model_info(tmp_path / "run").name == str(tmp_path / "run" / "best")
+
+
 def test_what_is_known_of_the_weights_is_kept(tiny_model, folder):
     assert model_info(folder) == ModelInfo(
         name=str(folder),

@@ -267,8 +267,9 @@ def test_a_licence_that_forbids_commercial_use_has_to_be_accepted_and_others_do_
 
 def test_a_copy_for_another_computer_is_whole_and_never_replaced(server, tmp_path):
     folder = fetched(APACHE)
-    (tmp_path / "stick").mkdir()
+    (tmp_path / "stick" / f".{APACHE}-copy-0").mkdir(parents=True)  # as a kill leaves it
     copy = export(folder, tmp_path / "stick" / APACHE)
+    assert [path.name for path in copy.parent.iterdir()] == [APACHE]
     with torch.inference_mode():
         assert_close(load_model(copy)(MIXTURE), load_model(folder)(MIXTURE), rtol=0, atol=0)
     assert export(folder, copy) == copy

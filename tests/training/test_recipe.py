@@ -206,6 +206,22 @@ def test_a_model_name_fills_in_what_the_recipe_does_not_say(tmp_path):
     assert load_recipe(path, ["model_name=fla-sepreformer-t"]).model == expected  # all fields are written out
 
 
+def test_what_a_recipe_says_of_its_weights_goes_with_its_data(tmp_path):  # issue 16
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "description: trained on theirs\nlicence: MIT\ntrained_on: theirs\ndata:\n  speech: a/theirs\n"
+    )
+    assert load_recipe(path).card == {"description": "trained on theirs", "licence": "MIT", "data": "theirs"}
+    same = load_recipe(path, ["data.speech=/elsewhere/theirs"])
+    assert same.card == load_recipe(path).card
+    own = load_recipe(path, ["data.speech=/home/ann/interviews"])
+    assert own.card == {"description": "", "licence": "", "data": "interviews"}
+    said = ["description=two talkers", "licence=CC0", "trained_on=12 hours of interviews"]
+    own = load_recipe(path, ["data.speech=/home/ann/interviews/list.csv", *said[:2]])
+    assert own.card == {"description": "two talkers", "licence": "CC0", "data": "interviews/list.csv"}
+    assert load_recipe(path, said).card["data"] == "12 hours of interviews"
+
+
 @pytest.mark.parametrize("path", OLDER, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_recipe_of_an_older_run_still_loads(path):
     recipe = load_recipe(path)

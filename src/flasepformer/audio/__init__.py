@@ -8,7 +8,7 @@ imports torch.
 """
 
 from flasepformer.audio.blocks import BLOCK_LENGTH, ArrayStream, Stream, regular_blocks, silent_blocks
-from flasepformer.audio.levels import Products, explaining_gains
+from flasepformer.audio.levels import Products, explaining_gains, gains_of
 from flasepformer.audio.live_resampling import LiveResampler
 from flasepformer.audio.mixdown import Channels, MixDown, mix_down, talkers_have_channels
 from flasepformer.audio.reading import AUDIO_EXTENSIONS, KEPT_BYTES, RecordingFile, read_audio
@@ -34,6 +34,7 @@ __all__ = [
     "Stream",
     "allowed_rate",
     "explaining_gains",
+    "gains_of",
     "mix_down",
     "read_audio",
     "regular_blocks",

@@ -34,22 +34,26 @@ class Products:
 
     def gains(self) -> NDArray[np.float64]:
         """Return the gains of `explaining_gains`."""
-        gram = self.gram
-        norms = np.sqrt(gram.diagonal())
-        heard = np.flatnonzero(norms[:-1] > 0)
-        gains = np.zeros(len(gram) - 1)
-        if heard.size == 0 or norms[-1] == 0:
-            return gains
-        correlation = gram[np.ix_(heard, heard)] / np.outer(norms[heard], norms[heard])
-        if np.linalg.cond(correlation) <= MAX_CONDITION:
-            levels = np.linalg.solve(correlation, gram[heard, -1] / (norms[heard] * norms[-1]))
-            if np.abs(levels).max() <= MAX_TRACK_LEVEL:
-                gains[heard] = levels * norms[-1] / norms[heard]
-                return gains
-        limit = MAX_TRACK_LEVEL * norms[-1] / norms[heard].max()
-        energy_of_sum = max(gram[:-1, :-1].sum(), np.finfo(np.float64).tiny)
-        gains[heard] = np.clip(gram[:-1, -1].sum() / energy_of_sum, -limit, limit)
+        return gains_of(self.gram)
+
+
+def gains_of(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the gains of `explaining_gains` for the products of estimates and mixture, the last one."""
+    norms = np.sqrt(gram.diagonal())
+    heard = np.flatnonzero(norms[:-1] > 0)
+    gains = np.zeros(len(gram) - 1)
+    if heard.size == 0 or norms[-1] == 0:
         return gains
+    correlation = gram[np.ix_(heard, heard)] / np.outer(norms[heard], norms[heard])
+    if np.linalg.cond(correlation) <= MAX_CONDITION:
+        levels = np.linalg.solve(correlation, gram[heard, -1] / (norms[heard] * norms[-1]))
+        if np.abs(levels).max() <= MAX_TRACK_LEVEL:
+            gains[heard] = levels * norms[-1] / norms[heard]
+            return gains
+    limit = MAX_TRACK_LEVEL * norms[-1] / norms[heard].max()
+    energy_of_sum = max(gram[:-1, :-1].sum(), np.finfo(np.float64).tiny)
+    gains[heard] = np.clip(gram[:-1, -1].sum() / energy_of_sum, -limit, limit)
+    return gains
 
 
 def explaining_gains(mixture: Samples, estimates: Samples) -> NDArray[np.float64]:

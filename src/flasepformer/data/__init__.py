@@ -7,6 +7,7 @@ splits (`read_split`), or its sources as utterances (`read_utterances`) for `Dyn
 
 from flasepformer.data.dynamic_mixing import DynamicMixing, DynamicMixingConfig
 from flasepformer.data.fixed_mixtures import Examples, FixedMixtures
+from flasepformer.data.long_mixtures import LONG_SECONDS, LongMixture
 from flasepformer.data.manifest import Utterance, check_disjoint, read_utterances, shared_speakers
 from flasepformer.data.mixture import Mixture, MixtureSet
 from flasepformer.data.mixture_manifest import (
@@ -39,11 +40,13 @@ from flasepformer.data.speech_store import SpeechStore
 from flasepformer.data.turn_taking import TurnTaking
 
 __all__ = [
+    "LONG_SECONDS",
     "PUBLISHED_SETS",
     "DynamicMixing",
     "DynamicMixingConfig",
     "Examples",
     "FixedMixtures",
+    "LongMixture",
     "Mixture",
     "MixtureFiles",
     "MixtureFolder",

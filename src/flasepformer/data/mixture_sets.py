@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flasepformer.audio import AUDIO_EXTENSIONS, read_audio
+from flasepformer.data.long_mixtures import LongMixture
 from flasepformer.data.manifest import Utterance
 from flasepformer.data.mixture import Mixture, MixtureSet, read_mixture, sex_letter, talker_groups
 from flasepformer.data.mixture_manifest import MixtureFiles, is_mixture_manifest, read_mixture_manifest
@@ -290,9 +291,16 @@ class MixtureFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Mixture:
+        return read_mixture(*self._files(index))
+
+    def open_long(self, index: int) -> LongMixture:
+        """Open a mixture that need not fit into the memory."""
+        return LongMixture(*self._files(index), {})
+
+    def _files(self, index: int) -> tuple[str, Path, list[Path]]:
         file = self.files[index]
         mixture, *sources = (self.root / folder / file for folder in (self.mix_dir, *self.source_dirs))
-        return read_mixture(Path(file).stem, mixture, sources)
+        return Path(file).stem, mixture, sources
 
 
 @dataclass(frozen=True)
@@ -315,9 +323,16 @@ class MixtureManifest:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Mixture:
+        return read_mixture(*self._files(index))
+
+    def open_long(self, index: int) -> LongMixture:
+        """Open a mixture that need not fit into the memory."""
+        return LongMixture(*self._files(index))
+
+    def _files(self, index: int) -> tuple[str, Path, Sequence[Path], dict[str, str]]:
         item = self.files[index]
         groups = talker_groups(item.sexes, item.corpora) if item.sexes else {}
-        return read_mixture(item.name, item.mixture, item.sources, groups)
+        return item.name, item.mixture, item.sources, groups
 
 
 def _numbered(folders: Sequence[str], ending: str = "") -> list[str]:

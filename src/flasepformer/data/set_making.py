@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +31,13 @@ from flasepformer.data.mixture_sets import MAX_PEAK, shuffled_forever, speaker_c
 from flasepformer.data.simulated_rooms import draw_room, load_pyroomacoustics
 from flasepformer.data.speech_store import mono
 from flasepformer.files import write_whole, written_whole
+from flasepformer.temporary import temporary_folder
 
 SETTINGS_FILE = "settings.json"
 TIMELINE_FILE = "timeline.csv"
 ROOMS_FILE = "rooms.csv"
 _DONE_FOLDER = ".done"  # one file for each mixture that is complete, until the set is
+_GROWING = ".growing-"  # and a name: folders of what is half written, which go with their process
 _TIMELINE_COLUMNS = ("mixture", "track", "speaker", "start_s", "end_s", "path", "lufs")
 _MEMORY = 4 * 2**30  # bytes that all workers together may take
 _MEMORY_PER_BYTE = 8  # that a worker takes while it makes tracks of so many bytes
@@ -196,12 +199,13 @@ def make_set(
     (folder / _DONE_FOLDER).mkdir(exist_ok=True)
     failures: list[tuple[str, str]] = []
     pool = ThreadPoolExecutor(n_threads or _default_threads(plans, config))
-    try:
-        made = pool.map(maker.make, range(len(plans)), plans)
-        with tqdm(made, "making mixtures", len(plans), disable=None if progress else True) as bar:
-            failures = [failure for failure in bar if failure]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with temporary_folder(_GROWING, folder) as growing:
+        try:
+            made = pool.map(partial(maker.make, growing), range(len(plans)), plans)
+            with tqdm(made, "making mixtures", len(plans), disable=None if progress else True) as bar:
+                failures = [failure for failure in bar if failure]
+        finally:
+            pool.shutdown(cancel_futures=True)
     return _finish(folder, plans, keep_marks=bool(failures)), failures
 
 
@@ -247,8 +251,6 @@ def _finish(folder: Path, plans: Sequence[PlannedMixture], *, keep_marks: bool) 
     if any("room" in row for row in rows):
         _write_csv(folder / ROOMS_FILE, [row["room"] for row in rows])
     _write_csv(folder / TIMELINE_FILE, [turn for row in rows for turn in row["timeline"]])
-    for left in folder.glob("*/.flasepformer-*.part"):  # by a run that was killed
-        left.unlink()
     if not keep_marks:
         shutil.rmtree(folder / _DONE_FOLDER)
     return sorted(manifests)
@@ -294,8 +296,11 @@ class _Maker:
         if config.reverberant:
             load_pyroomacoustics()
 
-    def make(self, number: int, plan: PlannedMixture) -> tuple[str, str] | None:
-        """Make one mixture unless it is there; return its name and why it could not be made, if so."""
+    def make(self, growing: Path, number: int, plan: PlannedMixture) -> tuple[str, str] | None:
+        """Make one mixture unless it is there; return its name and why it could not be made, if so.
+
+        What is half written lies in the folder `growing`, which goes with its process.
+        """
         mark = _mark(self.folder, number)
         if mark.exists():
             return None
@@ -304,9 +309,10 @@ class _Maker:
         except (AudioError, ValueError, OSError) as error:
             return plan.name, str(error)
         for track, waveform in tracks.items():
-            path = self.folder / track / f"{plan.name}.wav"
+            path, whole = self.folder / track / f"{plan.name}.wav", growing / f"{number}-{track}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_audio(path, waveform, self.config.sample_rate, subtype="PCM_16")
+            write_audio(whole, waveform, self.config.sample_rate, subtype="PCM_16")
+            whole.replace(path)
         write_whole(mark, json.dumps(row))
         return None
 

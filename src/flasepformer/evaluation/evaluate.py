@@ -1,7 +1,7 @@
 """Score a model on a set of mixtures: one row for each, in parallel, to be continued after a kill."""
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from flasepformer.data import MixtureSet
+from flasepformer.data import LongMixture, MixtureFolder, MixtureManifest, MixtureSet
 from flasepformer.evaluation.journal import Journal
 from flasepformer.evaluation.provenance import set_digest, versions
 from flasepformer.evaluation.rows import N_DECIMALS, EvaluationRow
-from flasepformer.evaluation.scoring import check_metrics, score_estimates, why_not_applicable
-from flasepformer.evaluation.separating import Separate, describe_run, fix_mode, separation_by, share_memory
+from flasepformer.evaluation.scoring import (
+    Scores,
+    check_metrics,
+    score_estimates,
+    score_in_blocks,
+    why_not_applicable,
+    why_not_in_blocks,
+)
+from flasepformer.evaluation.separating import (
+    AsRecording,
+    Separate,
+    describe_run,
+    fix_mode,
+    separation_by,
+    share_memory,
+)
 from flasepformer.evaluation.statistics import mean
 from flasepformer.evaluation.streams import StreamedSeparation, StreamOptions
 from flasepformer.evaluation.summary import EvaluationResult
@@ -40,7 +54,8 @@ def evaluate(
     By default a mixture at the model's own sample rate goes straight through the network, as in published
     results; at another rate, through `Separator.separate`. With `run_options` every mixture goes that way, as
     users' recordings do: brought to the model's level, whole in pieces of time, or in chunks. What cannot be
-    read, separated or scored is a row with its error. The scores do not depend on the number of jobs.
+    read, separated or scored is a row with its error. The scores do not depend on the number of jobs. With
+    `run_options`, files of more than `LONG_SECONDS` are gone through block by block, sources and tracks, too.
 
     Args:
         model: A separator, or a network of `flasepformer.models`.
@@ -127,22 +142,49 @@ def _score(
 ) -> EvaluationRow:
     index, name = numbered
     try:
+        if isinstance(separate, AsRecording) and isinstance(mixtures, MixtureFolder | MixtureManifest):
+            with mixtures.open_long(index) as long:
+                if long.is_long:
+                    return _score_in_blocks(separate, long, metrics)
         item = mixtures[index]
         started = time.perf_counter()
         estimates, warnings, live = separate(item)
         compute_seconds = time.perf_counter() - started
         scores = score_estimates(estimates, item, metrics)
-        return EvaluationRow(
-            name=name,
-            seconds=round(len(item.mixture) / item.sample_rate, N_DECIMALS),
-            compute_seconds=round(compute_seconds, N_DECIMALS),
-            scores={
-                key: tuple(round(value, N_DECIMALS) for value in values) for key, values in scores.items()
-            },
-            groups=dict(item.groups),
-            warnings="; ".join(warnings),
-            live=dict(live),
-            notes=tuple(filter(None, (why_not_applicable(metric, item) for metric in metrics))),
-        )
+        notes = (why_not_applicable(metric, item) for metric in metrics)
+        seconds = len(item.mixture) / item.sample_rate
+        return _row(name, seconds, compute_seconds, scores, item.groups, warnings, notes, live)
     except (ValueError, OSError, SeparationError) as error:
         return EvaluationRow(name=name, error=str(error))
+
+
+def _score_in_blocks(separate: AsRecording, item: LongMixture, metrics: Collection[str]) -> EvaluationRow:
+    started = time.perf_counter()
+    tracks, warnings = separate.in_blocks(item)
+    compute_seconds = time.perf_counter() - started
+    scores = score_in_blocks(tracks, item, metrics)
+    notes = (why_not_in_blocks(metric) for metric in metrics)
+    seconds = item.n_samples / item.sample_rate
+    return _row(item.name, seconds, compute_seconds, scores, item.groups, warnings, notes, {})
+
+
+def _row(
+    name: str,
+    seconds: float,
+    compute_seconds: float,
+    scores: Scores,
+    groups: Mapping[str, str],
+    warnings: Sequence[str],
+    notes: Iterable[str],
+    live: Mapping[str, Any],
+) -> EvaluationRow:
+    return EvaluationRow(
+        name=name,
+        seconds=round(seconds, N_DECIMALS),
+        compute_seconds=round(compute_seconds, N_DECIMALS),
+        scores={key: tuple(round(value, N_DECIMALS) for value in values) for key, values in scores.items()},
+        groups=dict(groups),
+        warnings="; ".join(warnings),
+        live=dict(live),
+        notes=tuple(filter(None, notes)),
+    )

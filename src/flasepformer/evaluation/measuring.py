@@ -10,7 +10,6 @@ import io
 import json
 import math
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import TABLE_FILE, Summary
 from flasepformer.files import markdown_table, write_whole
 from flasepformer.inference import RunOptions, Separator, weights_digest
+from flasepformer.temporary import temporary_folder
 
 MODELS_FILE = "models.json"
 """Labels of the models that were measured last; the tables are about these."""
@@ -85,9 +85,9 @@ def measure(
     write_whole(out / MODELS_FILE, json.dumps(list(models)) + "\n")
     try:
         for condition in conditions:
-            with tempfile.TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 mixtures, settings = speech.mixtures(
-                    condition, counts.get(condition, 0), sample_rate, Path(folder), jobs
+                    condition, counts.get(condition, 0), sample_rate, folder, jobs
                 )
                 facts = {
                     "condition": condition,

@@ -85,6 +85,9 @@ def _sample_rate(mixtures: MixtureSet) -> int | None:
     if isinstance(mixtures, MixtureManifest):
         return mixtures.files[0].sample_rate
     try:
+        if isinstance(mixtures, MixtureFolder):
+            with mixtures.open_long(0) as first:
+                return first.sample_rate
         return mixtures[0].sample_rate
     except (ValueError, OSError):
         return None

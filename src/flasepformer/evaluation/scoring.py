@@ -1,20 +1,26 @@
 """What is measured: the metrics with their names, and all scores of one mixture."""
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flasepformer.audio import explaining_gains
-from flasepformer.data import Mixture
+from flasepformer.audio import BLOCK_LENGTH, explaining_gains, gains_of, regular_blocks, silent_blocks
+from flasepformer.data import LONG_SECONDS, LongMixture, Mixture
+from flasepformer.inference.tracks import Tracks
 from flasepformer.installing import how_to_install
 from flasepformer.metrics import (
+    HOP_SECONDS,
     LIMIT_DB,
+    ScoresInBlocks,
+    best_permutation,
     estoi,
     leakage_db,
+    leakage_of_powers,
     pesq,
     reorder,
     sdr,
@@ -141,11 +147,7 @@ def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] =
                 scores[prefix + name] = torch.full_like(scored.si_snr, torch.nan)
             elif name in metrics:
                 scores[prefix + name] = perceptual(signals, sources, item.sample_rate)
-    for metric, score in scores.items():
-        if metric.startswith("mixture_") and METRICS[metric].unit == "dB":  # a clipped infinity is no number
-            scores[metric] = score.masked_fill(score > _PERFECT_DB, torch.nan)
-    for metric in {"si_snr", "sdr"} & scores.keys():
-        scores[f"{metric}_improvement"] = scores[metric] - scores[f"mixture_{metric}"]
+    _improve(scores)
     if {"confusion", "turns", "leakage"} & {*metrics}:
         tracks = at_mixture_level(estimates, item.mixture)
     if "confusion" in metrics:
@@ -156,6 +158,83 @@ def score_estimates(estimates: Tensor, item: Mixture, metrics: Collection[str] =
     if "leakage" in metrics:
         one_talker = int(sources.any(-1).sum()) == 1
         scores["leakage"] = leakage_db(tracks, item.mixture)[None].where(torch.tensor(one_talker), torch.nan)
+    return _in_order(scores)
+
+
+def why_not_in_blocks(metric: str) -> str:
+    """Say in a sentence why one of `EXTRA_METRICS` has no value for a `LongMixture`; empty if it has."""
+    if metric == "turns":
+        return "the set does not say who speaks when"
+    if metric in ("pesq", "estoi"):
+        return f"{METRICS[metric].label} is not computed of recordings beyond {LONG_SECONDS / 60:g} minutes"
+    return ""
+
+
+def score_in_blocks(tracks: Tracks, item: LongMixture, metrics: Collection[str] = ()) -> Scores:
+    """Score as `score_estimates` does, though neither tracks nor sources ever stand in memory as a whole.
+
+    Args:
+        tracks: As many as the mixture has sources, or more.
+        item: The mixture.
+        metrics: Of `EXTRA_METRICS`; see `why_not_in_blocks`.
+
+    Raises:
+        ValueError: There are more sources than tracks, or the lengths differ.
+    """
+    n_sources, rate = tracks.n_tracks, item.sample_rate
+    n_missing = n_sources - len(item.sources)
+    if n_missing < 0:
+        raise ValueError(f"the mixture has {len(item.sources)} sources, but there are {n_sources} tracks")
+    n_samples, hop = item.n_samples, max(1, round(HOP_SECONDS * rate))
+    with_filters = bool({"sdr", "sir", "sar"} & {*metrics})
+    sums = ScoresInBlocks(n_sources, 2 * n_sources + 1, hop, with_filters=with_filters)
+    length = hop * max(1, BLOCK_LENGTH // hop)
+    streams = [source.blocks(length) for source in item.sources]
+    streams += [regular_blocks(silent_blocks(1, n_samples), length) for _ in range(n_missing)]
+    streams += [regular_blocks(tracks.blocks(index), length) for index in range(n_sources)]
+    streams.append(item.mixture.blocks(length))
+    for blocks in zip(*streams, strict=True):
+        sums.add(torch.from_numpy(np.concatenate(blocks)))
+    own = torch.arange(n_sources)
+    unprocessed = torch.full_like(own, 2 * n_sources)
+    pairs = torch.stack([sums.si_snr(torch.full_like(own, n_sources + index)) for index in range(n_sources)])
+    estimates = n_sources + best_permutation(pairs)
+    scores = {}
+    for prefix, signals in (("", estimates), ("mixture_", unprocessed)):
+        scores[f"{prefix}si_snr"] = sums.si_snr(signals)
+        if "sdr" in metrics:
+            scores[f"{prefix}sdr"] = sums.sdr(signals)
+        if {"sir", "sar"} & {*metrics}:
+            ratios = dict(zip(("sir", "sar"), sums.sir_sar(signals), strict=True))
+            scores |= {prefix + name: ratio for name, ratio in ratios.items() if name in metrics}
+        for name in {"pesq", "estoi"} & {*metrics}:
+            scores[prefix + name] = torch.full((n_sources,), torch.nan)
+    _improve(scores)
+    gains = torch.from_numpy(gains_of(sums.gram[n_sources:, n_sources:].numpy()))
+    if "confusion" in metrics:
+        order = estimates - n_sources
+        scores["confusion"] = sums.talker_confusion(estimates, gains[order])[None]
+    if "turns" in metrics:
+        scores["turns"] = torch.tensor([torch.nan])
+    if "leakage" in metrics:
+        energies = sums.gram.diagonal()
+        one_talker = int((energies[:n_sources] > 0).sum()) == 1
+        powers = gains.square() * energies[n_sources:-1]
+        leak = leakage_of_powers(powers, energies[-1])
+        scores["leakage"] = leak[None].where(torch.tensor(one_talker), torch.nan)
+    return _in_order(scores)
+
+
+def _improve(scores: dict[str, Tensor]) -> None:
+    """Leave out what says nothing of a mixture, and add what an estimate is better by."""
+    for metric, score in scores.items():
+        if metric.startswith("mixture_") and METRICS[metric].unit == "dB":  # a clipped infinity is no number
+            scores[metric] = score.masked_fill(score > _PERFECT_DB, torch.nan)
+    for metric in {"si_snr", "sdr"} & scores.keys():
+        scores[f"{metric}_improvement"] = scores[metric] - scores[f"mixture_{metric}"]
+
+
+def _in_order(scores: Mapping[str, Tensor]) -> Scores:
     return {metric: tuple(scores[metric].tolist()) for metric in METRICS if metric in scores}
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flasepformer.data import Mixture
+from flasepformer.data import LongMixture, Mixture
 from flasepformer.inference import RunOptions, Separator
 from flasepformer.inference.estimates import goes_in_pieces
 from flasepformer.inference.memory import USABLE_SHARE, free_memory
+from flasepformer.inference.tracks import Tracks
 from flasepformer.models import SeparationNetwork, separate
 
 
@@ -32,6 +34,23 @@ Separate = Callable[[Mixture], Separated]
 `Separator.separate` raises."""
 
 
+@dataclass(frozen=True)
+class AsRecording:
+    """Separates mixtures as a user's recordings; fit to be pickled."""
+
+    separator: Separator
+
+    def __call__(self, item: Mixture) -> Separated:
+        with warnings.catch_warnings(record=True) as cautions:
+            warnings.simplefilter("always")
+            estimates = self.separator.separate(item.mixture, item.sample_rate)
+        return Separated(estimates, tuple(str(caution.message) for caution in cautions))
+
+    def in_blocks(self, item: LongMixture) -> tuple[Tracks, tuple[str, ...]]:
+        """Separate a mixture that is not in memory; see `Separator.separate_stream`."""
+        return self.separator.separate_stream(item.mixture)
+
+
 def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> Separate:
     """Return a function, fit to be pickled, that separates mixtures.
 
@@ -49,7 +68,7 @@ def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions 
         return partial(_through_network, model)
     network = _network_of(model)
     fixed: RunOptions = {**run_options, "shorter_chunks": False}  # scores must not depend on the memory
-    return partial(_as_recording, Separator(network, next(network.parameters()).device, **fixed))
+    return AsRecording(Separator(network, next(network.parameters()).device, **fixed))
 
 
 def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:
@@ -99,17 +118,10 @@ def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:
     return model.model if isinstance(model, Separator) else model
 
 
-def _as_recording(separator: Separator, item: Mixture) -> Separated:
-    with warnings.catch_warnings(record=True) as cautions:
-        warnings.simplefilter("always")
-        estimates = separator.separate(item.mixture, item.sample_rate)
-    return Separated(estimates, tuple(str(caution.message) for caution in cautions))
-
-
 def _through_network(model: Separator | SeparationNetwork, item: Mixture) -> Separated:
     if item.sample_rate != model.sample_rate:
         if isinstance(model, Separator):
-            return _as_recording(model, item)
+            return AsRecording(model)(item)
         raise ValueError(
             f"the mixture is at {item.sample_rate} Hz, but the model works at {model.sample_rate} Hz; "
             "give a Separator, which resamples"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from flasepformer.installing import how_to_install
 from flasepformer.models import ModelInfo, SeparationNetwork, load_described_model
 from flasepformer.onnx import ExportedFacts, ExportedSeparator, ExportedStream
 from flasepformer.onnx.running import open_session
+from flasepformer.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -171,7 +171,7 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
             f"export needs {error.name}: {how_to_install('export')}", name=error.name
         ) from error
     arguments, names, outputs, shapes = _example(graph)
-    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    with _quiet(), torch.no_grad(), temporary_folder() as folder:
         try:
             program = torch.export.export(
                 graph, arguments, dynamic_shapes=shapes, strict=False,

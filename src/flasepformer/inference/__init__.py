@@ -20,7 +20,7 @@ from flasepformer.inference.outputs import (
 from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
-from flasepformer.inference.separator import FileOptions, Progress, Separator, best_weights
+from flasepformer.inference.separator import FileOptions, Progress, Separator
 from flasepformer.inference.streaming import StateError, StreamingSeparator
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Separator",
     "StateError",
     "StreamingSeparator",
-    "best_weights",
     "growing_folder",
     "parse_size",
     "pick_device",

@@ -1,13 +1,14 @@
 """How sure a track is to be one talker alone, told without knowing the talkers.
 
 A track of which much lies in time-frequency bins that another track shares, that moves together with another
-one, or that is far louder or quieter, is seldom well separated. A logistic model over seven such figures
-gives the probability that the SI-SNR of the track is at least `GOOD_DB`. It was fitted, as by
-`recipes/confidence.py`, to what the default model makes of 300 mixtures of talkers that it has never heard:
-pairs of equal and of very different level, three talkers, noise, music, and nobody at all. It knows nothing
-of talkers who change tracks.
+one, or that is far louder or quieter, is seldom well separated; and a track that falls in two when the model
+separates it once more holds more than a talker. A logistic model over such figures gives the probability that
+the SI-SNR of the track is at least `GOOD_DB`. It was fitted, by `flasepformer.evaluation.calibrating`, to
+what the default model makes of mixtures of unheard talkers: pairs of equal and of very different level,
+three talkers, noise, music, and nobody at all. It knows nothing of talkers who change tracks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,23 @@ MAX_WINDOWS = 1000
 
 _N_WITHOUT_GAPS = 12  # pieces one after the other; from there on every second one, which costs half
 
-FEATURES = ("shared", "shared_of_other", "coherence", "correlation", "rest", "level", "level_difference")
+AGAIN_WINDOWS = 4
+"""Pieces of which each track is separated again, at most; the others take what the nearest of them has."""
 
-# Of the features in their order, and the constant; printed by recipes/confidence.py.
-_WEIGHTS = np.array([-0.9731, 0.1768, -0.8088, -1.6528, -1.1578, 0.4603, -0.2348])
-_CONSTANT = -7.3717
+FEATURES = (
+    "shared", "shared_of_other", "coherence", "correlation", "rest", "level", "level_difference", "again",
+)  # fmt: skip
+"""The last one is not always known: see `confidence_of`."""
+
+# Of the features in their order, and the constant, and the same without the last feature; printed by
+# flasepformer.evaluation.calibrating.
+_WEIGHTS = np.array([-0.641, 0.222, -0.593, -1.279, -1.841, 0.36, -0.198, -0.386])
+_CONSTANT = -10.164
+_WEIGHTS_BEFORE = np.array([-0.849, 0.096, -0.583, -1.539, -1.935, 0.344, -0.162])
+_CONSTANT_BEFORE = -9.598
+
+SeparateAgain = Callable[[NDArray[np.float32]], float]
+"""Separates a track (time,) again and returns the share of its energy that is not in the loudest part."""
 
 _WINDOW_MS = 32
 _FLOOR = 1e-3
@@ -66,25 +79,41 @@ class Confidence:
         }  # fmt: skip
 
 
-def confidence_of(mixture: Signals, tracks: Signals, sample_rate: int) -> Confidence:
+def confidence_of(
+    mixture: Signals, tracks: Signals, sample_rate: int, separate_again: SeparateAgain | None = None
+) -> Confidence:
     """Judge tracks piece by piece.
 
     Args:
         mixture: One signal, at any level.
         tracks: At their levels, so that they add up to the mixture as well as they can.
         sample_rate: Of both, in Hz.
+        separate_again: By the model that made the tracks; without it less is known of them.
     """
     n_samples, length = mixture.n_samples, round(WINDOW_SECONDS * sample_rate)
     apart = 1 if n_samples <= _N_WITHOUT_GAPS * length else 2
     step = max(apart * length, -(-n_samples // MAX_WINDOWS))
     starts = range(0, max(n_samples - length // 2, 1), step)
-    shares, energies = [], []
-    for start in starts:
+    features, energies, again = [], [], {}
+    with_again = np.linspace(0, len(starts) - 1, min(AGAIN_WINDOWS, len(starts))).round().astype(int)
+    for index, start in enumerate(starts):
         stop = min(start + length, n_samples)
-        share, energy = judge(mixture.read(start, stop)[0], tracks.read(start, stop), sample_rate)
-        shares.append(share)
+        piece = np.asarray(tracks.read(start, stop))
+        feature, energy = examine(mixture.read(start, stop)[0], piece, sample_rate)
+        if separate_again is not None and index in with_again:
+            heard = np.isfinite(feature[:, 0])
+            again[index] = [
+                again_feature(separate_again(track)) if sounds else np.nan
+                for track, sounds in zip(piece, heard, strict=True)
+            ]
+        features.append(feature)
         energies.append(energy)
-    probabilities, weights = np.array(shares).T, np.array(energies).T
+    for index, feature in enumerate(features):
+        if again:
+            nearest = min(again, key=lambda other: abs(other - index))
+            feature[:, -1] = again[nearest]
+    probabilities = np.array([probability_of(feature) for feature in features]).T
+    weights = np.array(energies).T
     heard = np.isfinite(probabilities)
     totals = np.where(heard, weights, 0).sum(axis=1)
     means = np.where(heard, weights * probabilities, 0).sum(axis=1) / np.maximum(totals, np.finfo(float).tiny)
@@ -95,10 +124,24 @@ def confidence_of(mixture: Signals, tracks: Signals, sample_rate: int) -> Confid
     )
 
 
-def judge(
+def probability_of(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probability for features (..., feature): nan where they are, save for the last one."""
+    before = features[..., :-1] @ _WEIGHTS_BEFORE + _CONSTANT_BEFORE
+    logits = features @ _WEIGHTS + _CONSTANT
+    return np.asarray(1 / (1 + np.exp(-np.where(np.isfinite(features[..., -1]), logits, before))))
+
+
+def again_feature(share: float) -> float:
+    """Return the last feature."""
+    return float(np.log(np.maximum(share, _FLOOR)))
+
+
+def examine(
     mixture: NDArray[np.float32], tracks: NDArray[np.float32], sample_rate: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return for each track the probability that it is separated, NaN where it is silent, and its energy.
+    """Return the features (track, feature), without the last one, and the energy of each track.
+
+    All features of a silent track are nan.
 
     Args:
         mixture: (time,).
@@ -107,16 +150,16 @@ def judge(
     """
     energies = np.einsum("st,st->s", tracks, tracks, dtype=np.float64)
     quiet = energies <= _SILENCE * tracks.shape[1] * max(float(np.abs(mixture).max()) ** 2, _SILENCE)
-    if tracks.shape[1] < sample_rate * _WINDOW_MS // 1000 or quiet.all():
-        return np.full(len(tracks), np.nan), energies
-    logits = features_of(mixture, tracks, sample_rate) @ _WEIGHTS + _CONSTANT
-    return np.where(quiet, np.nan, 1 / (1 + np.exp(-logits))), energies
+    features = np.full((len(tracks), len(FEATURES)), np.nan)
+    if tracks.shape[1] >= sample_rate * _WINDOW_MS // 1000 and not quiet.all():
+        features[:, :-1] = np.where(quiet[:, None], np.nan, features_of(mixture, tracks, sample_rate))
+    return features, energies
 
 
 def features_of(
     mixture: NDArray[np.float32], tracks: NDArray[np.float32], sample_rate: int
 ) -> NDArray[np.float64]:
-    """Return (track, feature) of `FEATURES`, for at least two tracks."""
+    """Return (track, feature) of `FEATURES` but the last, for at least two tracks."""
     spectra = _spectra(np.vstack([tracks, mixture]), sample_rate)  # (signal, frame, frequency)
     rest = _power(spectra[-1] - spectra[:-1].sum(axis=0)).sum(dtype=np.float64)
     rest = np.log(max(rest / (_power(spectra[-1]).sum(dtype=np.float64) + 1e-12), _LEAST_REST))

@@ -88,13 +88,16 @@ class Survey:
         return resampled_length(self.n_samples, self.sample_rate, sample_rate)
 
 
-def survey(stream: Stream, n_promised: Callable[[], int], tell: Tell) -> Survey:
+def survey(
+    stream: Stream, n_promised: Callable[[], int], tell: Tell, *, compare_channels: bool = True
+) -> Survey:
     """Go through a recording for the first time.
 
     Args:
         stream: The recording; its length need not be known yet.
         n_promised: Returns the length as far as it is known, for `tell`.
         tell: Told the share that is done.
+        compare_channels: Whether to find out if each channel has a talker of its own; else none has.
 
     Raises:
         InputError: A sample is too large.
@@ -103,7 +106,7 @@ def survey(stream: Stream, n_promised: Callable[[], int], tell: Tell) -> Survey:
     channels: Channels | None = None
     for block in stream.blocks():
         if channels is None:
-            channels = Channels(len(block), stream.sample_rate)
+            channels = Channels(len(block), stream.sample_rate if compare_channels else None)
         channels.add(block)
         tell(min(1.0, channels.n_samples / max(n_promised(), 1)))
     assert channels is not None, "a recording has samples"

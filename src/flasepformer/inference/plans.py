@@ -185,7 +185,7 @@ class Planner:
                 f"the whole recording needs at least {format_size(least)} of memory and "
                 f"{format_size(usable)} may be used"
             )
-            return self._plan_chunks(n_samples, usable, reason)
+            return self._plan_chunks(n_samples, usable, reason, least)
         n_bytes = signal_bytes(self._n_sources, n_samples)
         need = need_in_pieces(self._model, n_samples, None, piece_length)
         frame_bytes = None
@@ -215,8 +215,10 @@ class Planner:
             least = need_beside_frames(self._model, n_samples, length)
         return (None if length == fastest else length), least
 
-    def _plan_chunks(self, n_samples: int, usable: float, reason: str = "") -> Plan:
-        """Plan chunks, shorter ones than wanted if those do not fit."""
+    def _plan_chunks(
+        self, n_samples: int, usable: float, reason: str = "", otherwise: float = math.inf
+    ) -> Plan:
+        """Plan chunks, shorter ones if those wanted do not fit; `otherwise` is what another way takes."""
         n_bytes = signal_bytes(self._n_sources, n_samples)
         if n_bytes > shutil.disk_usage(spill_folder()).free:
             usable -= n_bytes  # mixture and estimates stay in memory
@@ -233,7 +235,7 @@ class Planner:
             if memory_bytes <= usable:
                 return replace(plan, need=Need(memory_bytes))
             plan = self._halved(plan)
-        raise self.shortage(memory_bytes, usable, n_samples)
+        raise self.shortage(int(min(memory_bytes, otherwise)), usable, n_samples)
 
     def _halved(self, plan: Plan) -> Plan | None:
         if not self._shorter_chunks or plan.chunk_length < 2 * MIN_CHUNK_SECONDS * self._sample_rate:
@@ -253,9 +255,10 @@ class Planner:
         minutes = n_samples / self._sample_rate / 60
         needed = "more memory than there is" if need is None else f"about {format_size(need)} of memory"
         offered = "" if usable is None else f" and {format_size(usable)} may be used"
+        chunks = "choose --mode auto, " if self._mode == "whole" and not goes_in_pieces(self._model) else ""
         return NotEnoughMemory(
             f"{minutes:.1f} minutes need {needed}{offered}; free some memory, allow more (--memory), "
-            f"{'choose --mode auto, ' if self._mode == 'whole' else ''}or cut the recording into shorter ones"
+            f"{chunks}or cut the recording into shorter ones"
         )
 
 

@@ -24,18 +24,21 @@ from flasepformer.audio import (
     ArrayStream,
     AudioError,
     RecordingFile,
+    Stream,
+    explaining_gains,
     talkers_have_channels,
     write_blocks,
 )
 from flasepformer.errors import InputError
 from flasepformer.inference.chunks import Join
-from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES
+from flasepformer.inference.confidence import WINDOW_SECONDS
+from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES, need_as_a_whole
 from flasepformer.inference.execution import ModelRunner, RunOptions
 from flasepformer.inference.finishing import Finished, Finisher
 from flasepformer.inference.hearing import OneChannel, Survey, hear, survey
 from flasepformer.inference.identity import difference, file_identity, read_report, weights_digest
 from flasepformer.inference.inputs import as_regular_file
-from flasepformer.inference.levels import SILENCE_PEAK
+from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, TalkingLevel
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import (
     Outputs,
@@ -55,7 +58,7 @@ from flasepformer.inference.tracks import (
     Tracks,
     fit_format,
 )
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
+from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model, separate
 
 MIN_SAMPLE_RATE = 2000
 """In Hz; a recording below it holds nothing above 1 kHz, so no speech to tell apart."""
@@ -159,13 +162,6 @@ def _tell_nobody(step: str, share: float) -> None:
     pass
 
 
-def best_weights(name_or_path: str | Path) -> str | Path:
-    """Return the best weights of a training run whose folder is named; anything else as it is."""
-    best = Path(name_or_path) / "best"
-    is_run = (best / "config.json").is_file() and not (best.parent / "config.json").is_file()
-    return best if is_run else name_or_path
-
-
 def _told_of_all(tell: Progress, index: int, n_recordings: int) -> Progress:
     """Return what tells the share of all recordings, given that of one of them."""
     return lambda step, share: tell(step, (index + share) / n_recordings)
@@ -243,7 +239,7 @@ class Separator:
             DeviceError: The device cannot be used.
             ValueError: An option makes no sense.
         """
-        name_or_path = best_weights(DEFAULT_MODEL if name_or_path is None else name_or_path)
+        name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
         model, info = load_described_model(name_or_path, accept_licence=accept_licence)
         separator = cls(model, device, info=info, **options)
         for caution in separator._cautions:
@@ -347,6 +343,37 @@ class Separator:
         tell("done", 1.0)
         return torch.from_numpy(tracks).to(waveform.device) if isinstance(waveform, Tensor) else tracks
 
+    def separate_stream(
+        self, recording: Stream, *, kept_bytes: int = 0, progress: Progress | None = None
+    ) -> tuple[Tracks, tuple[str, ...]]:
+        """Separate a recording that comes in blocks and need not fit into the memory, nor need its tracks.
+
+        Args:
+            recording: Gone through twice now, and again by tracks that are its channels.
+            kept_bytes: What it holds in memory.
+            progress: See `separate`.
+
+        Returns:
+            The tracks, made block by block when they are asked for, the same samples as those of `separate`;
+            and the warnings.
+
+        Raises:
+            AudioError: The recording cannot be read.
+            InputError: See `separate`.
+            SeparationError: See `separate`.
+            OutputError: See `separate`.
+        """
+        tell = progress or _tell_nobody
+        tell("reading", 0.0)
+        found = survey(
+            recording,
+            lambda: getattr(recording, "n_promised", 0) or recording.n_samples,
+            lambda share: tell("reading", READING_SHARE * share),
+        )
+        _checked_rate(found.sample_rate)
+        separation = self._separate(found, tell, held_bytes=kept_bytes)
+        return separation.tracks, self._cautions + separation.warnings
+
     def separate_file(
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
     ) -> list[Path]:
@@ -424,6 +451,7 @@ class Separator:
                 recording if channel is None else OneChannel(recording, channel),
                 lambda: recording.n_promised,
                 lambda share: tell("reading", READING_SHARE * share),
+                compare_channels=self.n_sources == 2 and not options.get("mix_channels", False),
             )
             _checked_rate(found.sample_rate)
             n_planned = len(planned.tracks)
@@ -512,7 +540,35 @@ class Separator:
         """Judge tracks that a model has made of several talkers."""
         if not isinstance(separation.tracks, SeparatedTracks) or self.n_sources < 2:
             return None
-        return separation.tracks.confidence().as_dict()
+        again = self.share_again if self._may_separate_again() else None
+        return separation.tracks.confidence(again).as_dict()
+
+    def _may_separate_again(self) -> bool:
+        """Tell whether what a track does in the model again is known, and fits beside all else."""
+        if self.description["name"] != DEFAULT_MODEL:
+            return False
+        need = need_as_a_whole(self.model, round(WINDOW_SECONDS * self.sample_rate))
+        memory = self._runner.memory
+        return need is not None and (memory is None or 2 * need.memory_bytes <= memory)
+
+    def share_again(self, track: NDArray[np.float32]) -> float:
+        """Separate a track once more.
+
+        Args:
+            track: (time,), some seconds at the model's rate.
+
+        Returns:
+            The share of its energy that does not come out on the loudest track; nan if nobody can say.
+        """
+        loudness = TalkingLevel(self.sample_rate // 10)
+        loudness.add(track)
+        level = np.float32(max(loudness.rms() / MODEL_RMS, 1e-30))
+        with torch.inference_mode():
+            estimates = separate(self.model, torch.from_numpy(track / level)[None].to(self.device))[0]
+        parts = estimates.float().cpu().numpy()
+        parts = parts - parts.mean(axis=1, keepdims=True)
+        energies = explaining_gains(track / level, parts) ** 2 * np.square(parts).sum(axis=1)
+        return float(1 - energies.max() / energies.sum()) if energies.sum() > 0 else math.nan
 
     def _check_room(self, folder: Path, found: Survey, n_tracks: int, form: str, subtype: str) -> None:
         """Raise before the work if there is no room for tracks whose size is known."""

@@ -20,7 +20,7 @@ from flasepformer.audio import (
     silent_blocks,
 )
 from flasepformer.inference.chunks import Signals
-from flasepformer.inference.confidence import Confidence, confidence_of
+from flasepformer.inference.confidence import Confidence, SeparateAgain, confidence_of
 from flasepformer.inference.finishing import Finished, Passed, Read
 from flasepformer.inference.hearing import Survey
 
@@ -127,11 +127,11 @@ class SeparatedTracks:
             products.add(mixture.read(first, first + block.shape[1])[0], block - self._means)
         self._gains = (products.gains() * level).astype(np.float32)[:, None]
 
-    def confidence(self) -> Confidence:
-        """Say how sure it is that each track is one talker."""
+    def confidence(self, separate_again: SeparateAgain | None = None) -> Confidence:
+        """Say how sure it is that each track is one talker; see `confidence_of`."""
         mixture = _Changed(self._mixture, lambda block: block * np.float32(self._level))
         tracks = _Changed(self._estimates, lambda block: (block - self._means) * self._gains)
-        return confidence_of(mixture, tracks, self._rate)
+        return confidence_of(mixture, tracks, self._rate, separate_again)
 
     def blocks(self, index: int) -> Iterator[Block]:
         """See `Tracks`."""

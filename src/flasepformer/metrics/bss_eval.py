@@ -36,22 +36,37 @@ def sir_sar(
             f"got {tuple(estimates.shape)} and {tuple(sources.shape)}"
         )
     estimates, sources = _unit_energy(estimates), _unit_energy(sources)
-    n_sources, n_samples = sources.shape[-2:]
-    n_fft = n_samples + filter_length
+    n_fft = sources.shape[-1] + filter_length
     source_spectra = torch.fft.rfft(sources, n_fft)
     estimate_spectra = torch.fft.rfft(estimates, n_fft)
-    gram = _gram(source_spectra, n_fft, filter_length)  # (..., source, tap, source, tap)
-    products = torch.fft.irfft(source_spectra.conj().unsqueeze(-3) * estimate_spectra.unsqueeze(-2), n_fft)[
-        ..., :filter_length
-    ]  # (..., estimate, source, tap)
-    own = torch.arange(n_sources)
+    correlation = torch.fft.irfft(source_spectra.conj().unsqueeze(-2) * source_spectra.unsqueeze(-3), n_fft)
+    products = torch.fft.irfft(source_spectra.conj().unsqueeze(-3) * estimate_spectra.unsqueeze(-2), n_fft)
+    energies = sources.square().sum(-1), estimates.square().sum(-1)
+    return ratios_of_correlations(correlation, products[..., :filter_length], *energies, filter_length)
+
+
+def ratios_of_correlations(
+    correlation: Tensor, products: Tensor, energies: Tensor, estimate_energies: Tensor, filter_length: int
+) -> tuple[Tensor, Tensor]:
+    """Compute `sir_sar` of signals of energy 1, or silent, of which only correlations are known.
+
+    Args:
+        correlation: (..., source, source, lag), double precision: the second one later by a lag of 0 to
+            `filter_length` - 1; the negative lags stand at the end, -1 last.
+        products: (..., estimate, source, lag), the estimate later by a lag of 0 to `filter_length` - 1.
+        energies: (..., source), of the sources.
+        estimate_energies: (..., source), of the estimates.
+        filter_length: Taps that are forgiven.
+    """
+    own, taps = torch.arange(energies.shape[-1]), torch.arange(filter_length)
+    gram = correlation[..., taps[:, None] - taps].movedim(-2, -3)  # (..., source, tap, source, tap)
     of_source = _projected_power(gram[..., own, :, own, :].movedim(0, -3), products[..., own, own, :])
     whole_gram = gram.flatten(-2).flatten(-3, -2).unsqueeze(-3)  # (..., 1, source x tap, source x tap)
     of_all = _projected_power(whole_gram, products.flatten(-2)).maximum(of_source)
-    sounding = sources.square().sum(-1) > 0
+    sounding = energies > 0
     alone = sounding.sum(-1, keepdim=True) < 2
     sir = _decibels(of_source, of_all - of_source).masked_fill(~sounding | alone, torch.nan)
-    sar = _decibels(of_all, estimates.square().sum(-1) - of_all).masked_fill(~sounding, torch.nan)
+    sar = _decibels(of_all, estimate_energies - of_all).masked_fill(~sounding, torch.nan)
     return sir.float(), sar.float()
 
 
@@ -60,13 +75,6 @@ def _unit_energy(signals: Tensor) -> Tensor:
     signals = signals.double()
     signals = signals / signals.abs().amax(-1, keepdim=True).clamp_min(1e-300)
     return signals / signals.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-
-
-def _gram(spectra: Tensor, n_fft: int, filter_length: int) -> Tensor:
-    """Return the inner products of all sources at all delays: (..., source, tap, source, tap)."""
-    correlation = torch.fft.irfft(spectra.conj().unsqueeze(-2) * spectra.unsqueeze(-3), n_fft)
-    taps = torch.arange(filter_length)
-    return correlation[..., taps[:, None] - taps].movedim(-2, -3)  # negative lags stand at the end
 
 
 def _projected_power(gram: Tensor, products: Tensor) -> Tensor:

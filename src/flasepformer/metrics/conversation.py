@@ -8,6 +8,9 @@ from torch import Tensor
 from flasepformer.metrics.permutation import best_permutation
 from flasepformer.metrics.ratios import LIMIT_DB
 
+HOP_SECONDS = 0.5
+"""From one window of `talker_confusion` to the next."""
+
 
 def talker_confusion(
     estimates: Tensor,
@@ -15,7 +18,7 @@ def talker_confusion(
     sample_rate: int,
     *,
     window_seconds: float = 1.0,
-    hop_seconds: float = 0.5,
+    hop_seconds: float = HOP_SECONDS,
     activity_db: float = -25.0,
     audible_db: float = -15.0,
 ) -> Tensor:
@@ -52,17 +55,31 @@ def talker_confusion(
             f"got {tuple(estimates.shape)} and {tuple(sources.shape)}"
         )
     hop = max(1, round(hop_seconds * sample_rate))
+    power = torch.stack([_in_hops(source.square(), hop) for source in sources])
+    share = torch.stack([torch.stack([_in_hops(e * s, hop) for s in sources]) for e in estimates])
     n_hops = max(1, round(window_seconds / hop_seconds))
-    power = torch.stack([_windowed(source.square(), hop, n_hops) for source in sources])  # (source, window)
+    return confusion_of_hops(power, share, n_hops, activity_db=activity_db, audible_db=audible_db)
+
+
+def confusion_of_hops(
+    power: Tensor, share: Tensor, n_hops: int = 2, *, activity_db: float = -25.0, audible_db: float = -15.0
+) -> Tensor:
+    """Compute `talker_confusion` of sums over hops.
+
+    Args:
+        power: (source, hop), of the squares of the sources.
+        share: (estimate, source, hop), of the products of estimates and sources.
+        n_hops: Length of a window.
+        activity_db: See `talker_confusion`.
+        audible_db: See `talker_confusion`.
+    """
+    power, share = _windows(power, n_hops), _windows(share, n_hops).abs()
     active = power > 10 ** (activity_db / 10) * power.amax(-1, keepdim=True)
     heard = active & (power > 10 ** (audible_db / 10) * power.amax(0))
-    share = torch.stack(
-        [torch.stack([_windowed(e * s, hop, n_hops).abs() for s in sources]) for e in estimates]
-    )  # (estimate, source, window)
     holds = ((share == share.amax(0)) & (share > 0) & heard).double()  # silent tracks hold nobody
     n_windows = (holds / holds.sum(0).clamp_min(1)).sum(-1)  # (estimate, source)
     own_track = best_permutation(n_windows)
-    n_right = n_windows[own_track, torch.arange(len(sources))].sum()
+    n_right = n_windows[own_track, torch.arange(len(power))].sum()
     return 1 - n_right / heard.sum()  # 0 / 0 is nan
 
 
@@ -106,14 +123,23 @@ def leakage_db(estimates: Tensor, mixture: Tensor) -> Tensor:
             "the mixture must have the shape of the estimates without the axis of the sources, "
             f"got {tuple(mixture.shape)} for estimates {tuple(estimates.shape)}"
         )
-    others = estimates.double().square().mean(-1).sort(-1).values[..., :-1].sum(-1)
-    ratio_db = 10 * (others / mixture.double().square().mean(-1)).log10()  # silence: 0 / 0 or more / 0
-    silent = ~mixture.any(-1)
-    return ratio_db.clamp(-LIMIT_DB, LIMIT_DB).masked_fill(silent, torch.nan).to(mixture.dtype)
+    powers = estimates.double().square().mean(-1), mixture.double().square().mean(-1)
+    return leakage_of_powers(*powers).to(mixture.dtype)
 
 
-def _windowed(products: Tensor, hop: int, n_hops: int) -> Tensor:
-    """Sum (time,) over windows of `n_hops` hops each; a recording shorter than that is one window."""
+def leakage_of_powers(estimates: Tensor, mixture: Tensor) -> Tensor:
+    """Compute `leakage_db` of powers or energies: (..., source), and (...) of the mixture."""
+    others = estimates.sort(-1).values[..., :-1].sum(-1)
+    ratio_db = 10 * (others / mixture).log10()  # silence: 0 / 0 or more / 0
+    return ratio_db.clamp(-LIMIT_DB, LIMIT_DB).masked_fill(mixture == 0, torch.nan)
+
+
+def _in_hops(products: Tensor, hop: int) -> Tensor:
+    """Sum (time,) over hops; the last one may be shorter."""
     padded = torch.nn.functional.pad(products, (0, -len(products) % hop))
-    hops = padded.reshape(-1, hop).sum(-1)
-    return hops.unfold(-1, min(n_hops, len(hops)), 1).sum(-1)
+    return padded.reshape(-1, hop).sum(-1)
+
+
+def _windows(hops: Tensor, n_hops: int) -> Tensor:
+    """Sum (..., hop) over windows of `n_hops` each; a recording shorter than that is one window."""
+    return hops.unfold(-1, min(n_hops, hops.shape[-1]), 1).sum(-1)

@@ -37,9 +37,25 @@ def si_snr(estimates: Tensor, sources: Tensor) -> Tensor:
     sources = sources / sources.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
     target = (estimates * sources).mean(-1, keepdim=True) * sources
     target_power, noise_power = target.square().mean(-1), (estimates - target).square().mean(-1)
-    floor = _FLOOR * estimates.square().mean(-1)
-    ratio_db = 10 * ((target_power + floor + _FLOOR * _TINY).log10() - (noise_power + floor + _TINY).log10())
+    ratio_db = _decibels(target_power, noise_power, estimates.square().mean(-1))
     return ratio_db.masked_fill(silent, torch.nan)
+
+
+def si_snr_of_means(products: Tensor, source_powers: Tensor, estimate_powers: Tensor) -> Tensor:
+    """Compute the SI-SNR of signals of which only means are known, without their constant offsets.
+
+    Args:
+        products: (...), mean of estimate times source, in double precision.
+        source_powers: (...), mean square.
+        estimate_powers: (...), mean square.
+    """
+    target_power = products.square() / source_powers.clamp_min(1e-60)
+    return _decibels(target_power, (estimate_powers - target_power).clamp_min(0), estimate_powers)
+
+
+def _decibels(target_power: Tensor, noise_power: Tensor, power: Tensor) -> Tensor:
+    floor = _FLOOR * power
+    return 10 * ((target_power + floor + _FLOOR * _TINY).log10() - (noise_power + floor + _TINY).log10())
 
 
 def sdr(estimates: Tensor, sources: Tensor) -> Tensor:

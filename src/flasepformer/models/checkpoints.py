@@ -73,6 +73,7 @@ def load_model(
     Args:
         name_or_path: "default" for the trained model of the package; a registry name such as
             "fla-sepreformer-b" for random weights; or a checkpoint: its folder, or the weights file in it,
+            or the folder of a training run (its best weights),
             ours or a published one (FLASepformer on ModelScope, SepReformer, TF-Locoformer in ESPnet); or a
             model of ours on the Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision" ("hf://"
             may be left out where there is no folder `owner`), which `download_model` fetches once; or weights
@@ -288,10 +289,18 @@ def _write_own(
     write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
 
+def _best_weights(name_or_path: str | Path) -> str | Path:
+    """Return the best weights of a training run whose folder is named; anything else as it is."""
+    best = Path(name_or_path) / "best"
+    is_run = (best / CONFIG_FILE).is_file() and not (best.parent / CONFIG_FILE).is_file()
+    return best if is_run else name_or_path
+
+
 def _open(name_or_path: str | Path, accept_licence: bool = False) -> _Checkpoint:
     if str(name_or_path) in shipped_names():
         with as_file(_SHIPPED / str(name_or_path)) as folder:
             return _load_own(folder, str(name_or_path))
+    name_or_path = _best_weights(name_or_path)
     path = Path(name_or_path)
     if not path.exists():
         from flasepformer.models import hub, published  # here, because they are built on this module

@@ -35,6 +35,7 @@ from flasepformer.models.checkpoints import (
 from flasepformer.models.errors import CheckpointError, FetchError
 from flasepformer.models.layouts import LAYOUTS
 from flasepformer.models.registry import FAMILIES, ModelInfo
+from flasepformer.temporary import temporary_folder
 
 HOSTS = {
     "github": ("FLASEPFORMER_GITHUB_ENDPOINT", "https://github.com"),
@@ -339,12 +340,9 @@ def export(folder: Path, target: Path) -> Path:
             raise PublishedError(
                 f"{target} exists and is not this model; move it away, or name another folder"
             )
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            shutil.copytree(folder, partial)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with temporary_folder(f".{target.name}-copy-", target.parent) as growing:
+            shutil.copytree(folder, growing / "whole")
+            (growing / "whole").rename(target)
     except OSError as error:
         raise PublishedError(f"{target} cannot be written: {error.strerror or error}") from error
     return target

@@ -568,9 +568,7 @@ class _Run:
 
     def _info(self, **scores: Any) -> dict[str, Any]:
         """Return what is known of the weights, for the model's card."""
-        recipe = self.recipe
-        known = {"description": recipe.description, "licence": recipe.licence, "step": self.progress.step}
-        return {**known, **scores}
+        return {**self.recipe.card, "step": self.progress.step, **scores}
 
     def _log(self, rate: float, gradient_norm: float, scores: "_Scores | None", board: Board) -> None:
         """Write a row of the curve: the last step, at that learning rate, and the mean of those before it."""

@@ -229,6 +229,8 @@ class Recipe:
     """One sentence for the model's card."""
     licence: str = ""
     """Licence of the trained weights."""
+    trained_on: str = ""
+    """What the weights were trained on, for the card; by default the names of the data."""
 
     def __post_init__(self) -> None:
         if self.model.n_sources != self.mixing.n_sources:
@@ -265,6 +267,12 @@ class Recipe:
         return next(name for name, (config, _) in FAMILIES.items() if isinstance(self.model, config))
 
     @property
+    def card(self) -> dict[str, str]:
+        """What is to be known of the weights: description, licence and data."""
+        trained_on = self.trained_on or _place(getattr(self.data, self.data.train_on))
+        return {"description": self.description, "licence": self.licence, "data": trained_on}
+
+    @property
     def epoch_steps(self) -> int:
         """Steps from one validation to the next."""
         return self.steps_per_epoch or self.validate_every
@@ -272,6 +280,8 @@ class Recipe:
 
 _READING_KEYS = ("base", "family", "model_name")
 """What a recipe can say besides the fields of `Recipe`."""
+_CARD_KEYS = ("description", "licence", "trained_on")
+"""What a recipe says of the weights that its data give."""
 _SECTIONS: dict[str, Any] = {
     "data": DataConfig,
     "mixing": DynamicMixingConfig,
@@ -289,7 +299,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: YAML; an unknown key is an error, a missing one takes its default.
-        overrides: Settings on top of it, such as "optimization.n_steps=20000".
+        overrides: Settings on top of it, such as "optimization.n_steps=20000". Where they name other data
+            than the recipe, what it says of the weights (description, licence, trained_on) does not hold and
+            is left out, unless they say that, too.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -303,11 +315,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for part, document in documents.items():
         for key, value in _flat(document).items():
             values[key] = _checked(key, value, kinds, str(part))
+    stated = dict(values)
     for override in overrides:
         key, _, text = override.partition("=")
         where = f"setting {override}"
         _check_known(key, list(kinds), where)
         values[key] = _checked(key, _as_yaml(text, kinds[key], where), kinds, where)
+    data = ("data.speech", "data.mixtures")
+    if any(stated.get(key) and _place(stated[key]) != _place(values[key]) for key in data):
+        for key in _CARD_KEYS:
+            if not any(override.startswith(f"{key}=") for override in overrides):
+                values.pop(key, None)
     sections: dict[str, dict[str, Any]] = {"model": {}, **{name: {} for name in _SECTIONS}}
     top: dict[str, Any] = {}
     for key, value in values.items():
@@ -316,6 +334,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     configs = {"model": FAMILIES[family][0], **_SECTIONS}
     made = {name: configs[name](**settings) for name, settings in sections.items()}
     return Recipe(**made, **{key: value for key, value in top.items() if key not in _READING_KEYS})
+
+
+def _place(path: Any) -> str:
+    """Name data as a person does who need not know where they lie: a folder, or a list in a folder."""
+    if not path:
+        return ""
+    path = Path(path)
+    return f"{path.absolute().parent.name}/{path.name}" if path.suffix else path.absolute().name
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
