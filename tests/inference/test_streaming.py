@@ -90,7 +90,9 @@ def test_a_change_in_the_future_moves_nothing_that_was_given_away():
     assert 2000 - stream.delay_seconds * 8000 < first <= 2000
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("causal", 1), ("following", 8)])  # more than it goes over again
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("causal", 1), ("following", 8)]
+)  # more than it goes over again
 def test_the_state_is_bounded_and_goes_on_from_a_file(name, seconds, tmp_path):
     model, rate = NETWORKS[name](), 16000
     stream = StreamingSeparator(model, rate, "cpu")

@@ -37,7 +37,7 @@ from flasepformer.training.examples import (
     take_example,
 )
 from flasepformer.training.losses import multi_stage_loss
-from flasepformer.training.optimizers import build_optimizers
+from flasepformer.training.optimizers import build_optimizers, set_rate
 from flasepformer.training.process_group import process_group
 from flasepformer.training.recipe import OptimizationConfig, Recipe
 from flasepformer.training.run_folder import (
@@ -380,8 +380,7 @@ class _Run:
         seed = hash((self.recipe.seed, progress.step, self.accelerator.process_index))
         torch.manual_seed(seed)  # of the dropout
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
+            set_rate(optimizer, self.learning_rate())
         statistics = [buffer.clone() for buffer in self.statistics]
         loss = self._backward(mixtures, sources)
         clip_norm = self.recipe.optimization.clip_norm
