@@ -1,4 +1,4 @@
-"""Use the installed package in a folder that is not the clone; with an argument, what extras bring too."""
+"""Use the installed package in a folder that is not the clone; with names of extras, what these bring too."""
 
 import subprocess
 import sys
@@ -40,8 +40,12 @@ assert [(len(samples), own) for samples, own in separated] == [(len(mixture), ra
 correlation = np.corrcoef([samples for samples, _ in separated])[0, 1]
 assert abs(correlation) < 0.2, f"the tracks are alike: {correlation:.2f}"
 
-if sys.argv[1:]:
+extras = {word for word in sys.argv[1:] if not word.startswith("-")}
+where = Path(f"runs/{Path(sys.prefix).name}-{len(extras)}")
+model = "default"
+if extras:
     write_speech(Path("speech"))
+if "train" in extras:
     recipe = Path("recipe.yaml")
     recipe.write_text(
         "model_name: fla-tflocoformer-s\nmodel: {n_blocks: 1, n_channels: 16, n_heads: 2, n_groups: 2,"
@@ -50,12 +54,15 @@ if sys.argv[1:]:
         "mixing: {segment_seconds: 0.5}\n"
         "optimization: {n_steps: 2, batch_size: 2, warmup_steps: 1, decay_steps: 0}\n"
     )
-    where = Path(f"runs/{Path(sys.prefix).name}")
     run("train", str(recipe), "--out", str(where / "run"))
-    run(
-        "mixtures", "speech", "--split", "valid", "--kind", "set", "--count", "2", "--out", str(where / "set")
-    )
-    run("evaluate", str(where / "run/best"), str(where / "set/mix_clean.csv"), "--out", str(where / "scores"))
-    run("export", str(where / "run/best"), str(where / "talk.onnx"))
-    run("verify", str(where / "talk.onnx"), str(where / "run/best"))
+    run("train", str(recipe), "--out", str(where / "muon"), "--set", "optimization.optimizer=muon")
+    model = str(where / "run/best")
+if "evaluation" in extras:
+    made = ("--split", "valid", "--kind", "set", "--count", "2", "--out", str(where / "set"))
+    run("mixtures", "speech", *made)
+    run("evaluate", model, str(where / "set/mix_clean.csv"), "--out", str(where / "scores"))
+    run("report", str(where / "scores"), "--out", str(where / "report.html"))
+if "export" in extras:
+    run("export", model, str(where / "talk.onnx"))
+    run("verify", str(where / "talk.onnx"), model)
 print(f"{Path(sys.prefix).name} {' '.join(sys.argv[1:]) or 'without extras'}: works", flush=True)

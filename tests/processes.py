@@ -1,5 +1,6 @@
 """Processes of their own that begin in a moment: forked from one that has imported everything."""
 
+import ctypes
 import gc
 import os
 import signal
@@ -41,17 +42,34 @@ def interrupt(process):
     raise AssertionError("the process does not end")
 
 
-def start_command(*words, stdout=os.devnull, stderr=os.devnull):
-    """Start `flasepformer` with these words; its streams go to files or devices, which exist."""
-    return start(_run_command, [os.fspath(word) for word in words], os.fspath(stdout), os.fspath(stderr))
+def start_command(
+    *words, stdin=None, stdout=os.devnull, stderr=os.devnull, environment=None, powerless=False
+):
+    """Start `flasepformer` with these words; its streams go to files or devices, which exist.
+
+    The process has the environment that there was when the first one was started, and these variables. One
+    without power may read no more than the permissions say, also as root.
+    """
+    streams = {0: stdin and os.fspath(stdin), 1: os.fspath(stdout), 2: os.fspath(stderr)}
+    return start(
+        _run_command, [os.fspath(word) for word in words], streams, dict(environment or {}), powerless
+    )
 
 
-def _run_command(words, stdout, stderr):
+def _run_command(words, streams, environment, powerless):
     from flasepformer.cli import main
 
-    for descriptor, path in ((1, stdout), (2, stderr)):
-        opened = os.open(path, os.O_WRONLY)
-        os.dup2(opened, descriptor)
-        os.close(opened)
+    if powerless and os.geteuid() == 0:
+        header, no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
+
+    for descriptor, path in streams.items():
+        if path is not None:
+            opened = os.open(path, os.O_WRONLY if descriptor else os.O_RDONLY)
+            os.dup2(opened, descriptor)
+            os.close(opened)
+    if streams[0] is not None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    os.environ.update(environment)
     sys.argv = ["flasepformer", *words]
     main()

@@ -129,7 +129,10 @@ def test_a_claim_keeps_others_out_and_ends_with_its_process(tmp_path):
     other.join()
 
 
-def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_else(work, talks, tmp_path):
+def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_else(
+    work, talks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("flasepformer.batch.local._CONTEXT", CONTEXT)  # four processes, in a moment
     options = {"finisher": Killing(always="3", once="1", mark=str(tmp_path / "mark"))}
     outcomes = list(run_locally(work(options=options), longest_first(recordings(talks)), 1))
     states = {outcome.recording.name: outcome.state for outcome in outcomes}
@@ -139,7 +142,9 @@ def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_els
     assert next(outcome.error for outcome in outcomes if outcome.state == "quarantined") == DIED
 
 
-def test_a_run_whose_processes_are_all_killed_is_ended_by_the_same_command(checkpoint, talks, tmp_path):
+def test_a_run_whose_processes_are_all_killed_is_ended_by_the_same_command(
+    checkpoint, talks, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     words = ["batch", talks, "--out", out, "--model", checkpoint, "--jobs", "1"]
     run = start_command(*words)
@@ -148,6 +153,7 @@ def test_a_run_whose_processes_are_all_killed_is_ended_by_the_same_command(check
         time.sleep(0.01)
     run.kill()
     run.join()
+    monkeypatch.setattr("flasepformer.batch.local._CONTEXT", CONTEXT)
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     with (out / "manifest.csv").open(newline="") as file:
@@ -159,7 +165,10 @@ def test_a_run_whose_processes_are_all_killed_is_ended_by_the_same_command(check
     assert not [path for path in out.iterdir() if path.name.startswith(".flasepformer-")]
 
 
-def test_a_list_a_pattern_and_an_input_that_is_missing_in_one_command(checkpoint, talks, tmp_path):
+def test_a_list_a_pattern_and_an_input_that_is_missing_in_one_command(
+    checkpoint, talks, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("flasepformer.batch.local._CONTEXT", CONTEXT)
     (talks / "list.csv").write_text("input,note\n0.wav,first\n1.wav,\n")
     bad = talks / "bad.wav"
     bad.write_bytes(b"")

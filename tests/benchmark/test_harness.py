@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flasepformer.benchmark import (
     run_case,
     run_cases,
 )
+from flasepformer.benchmark.process import measure_case
 from flasepformer.errors import is_out_of_memory
 
 GB, MB = 10**9, 10**6
@@ -25,9 +27,12 @@ def test_the_peak_of_a_known_allocation_is_measured(fake_builder):
     assert measured["multiply_adds"] == 0
 
 
-def test_a_case_that_needs_more_than_the_limit_is_out_of_memory(fake_builder):
+def test_a_case_that_needs_more_than_the_limit_is_out_of_memory(fake_builder, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
     case = Case(model="takes-4-gb", seconds=1.0, builder=fake_builder)
-    assert run_case(case, 100.0, 2 * GB) == {"status": "out of memory"}
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    assert measure_case(case, 2 * GB, count=False) == {"status": "out of memory"}
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 @pytest.mark.slow

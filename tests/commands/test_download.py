@@ -4,8 +4,6 @@ import pty
 import select
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import soundfile
 import yaml
 from tests.models.published_files import CATALOGUE, SEVEN, entry, layout_of, place, publish, tiny_network
 from tests.models.weights_server import Answer, WeightsServer
+from tests.processes import interrupt, start_command
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
@@ -43,7 +42,8 @@ def server(published, tmp_path, monkeypatch):
     hosts, path = published
     hosts.heal()
     variables = {"FLASEPFORMER_MODELS": str(path), "FLASEPFORMER_HOME": str(tmp_path / "home")}
-    for key, value in (hosts.environment | variables).items():
+    hosts.variables = hosts.environment | variables
+    for key, value in hosts.variables.items():
         monkeypatch.setenv(key, value)
     monkeypatch.delenv("FLASEPFORMER_ACCEPT_LICENCE", raising=False)
     monkeypatch.setattr(fetching, "RETRY_SECONDS", 0.0)
@@ -93,28 +93,30 @@ def test_without_a_yes_nothing_is_fetched_and_the_way_to_say_it_is_told(server):
 
 
 @pytest.mark.parametrize(("said", "code"), [("y\n", 0), ("n\n", 3), ("\x04", 3), (signal.SIGINT, 130)])
-def test_on_a_terminal_it_is_asked_once(server, said, code):
-    command = [sys.executable, "-m", "flasepformer", "download", LISTED]
+def test_on_a_terminal_it_is_asked_once(server, tmp_path, said, code):
     parent, child = pty.openpty()
-    environment = {**os.environ, "TERM": "dumb"}
-    process = subprocess.Popen(
-        command, stdin=child, stderr=child, stdout=subprocess.PIPE, env=environment, text=True
+    printed = tmp_path / "printed"
+    printed.touch()
+    terminal = os.ttyname(child)
+    environment = {key: os.environ[key] for key in server.variables} | {"TERM": "dumb"}
+    process = start_command(
+        "download", LISTED, stdin=terminal, stderr=terminal, stdout=printed, environment=environment
     )
-    os.close(child)
     shown = b""
     while b"Do you accept this licence?" not in shown:
         assert select.select([parent], [], [], 60)[0]
         shown += os.read(parent, 1000)
     if isinstance(said, str):  # Ctrl-D ends the input
         os.write(parent, said.encode())
+        process.join(120)
     else:
-        process.send_signal(said)
-    printed, _ = process.communicate(timeout=120)
+        interrupt(process)
+    os.close(child)
     os.close(parent)
-    assert process.returncode == code
-    assert (f"models/{LISTED}" in printed) == (code == 0)
+    assert process.exitcode == code
+    assert (f"models/{LISTED}" in printed.read_text()) == (code == 0)
     if code == 0:
-        assert run("download", LISTED).stdout == printed  # no question any more
+        assert run("download", LISTED).stdout == printed.read_text()  # no question any more
 
 
 def test_download_says_where_the_models_lie_and_copies_them_for_another_computer(server, tmp_path):

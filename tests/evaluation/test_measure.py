@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.data import MixtureList, make_mixture_list, read_utterances, render
+from flasepformer.data import MixtureList, TurnTaking, make_mixture_list, read_utterances, render
 from flasepformer.evaluation import CONDITIONS, MeasuredSpeech, load_result, measure, read_scores
 from flasepformer.evaluation.conditions import NoisyMixtures, load_noise
 from flasepformer.inference import Separator
@@ -143,7 +144,9 @@ def test_conversations_go_through_the_model_as_recordings_do(speech, models, tmp
     assert (row["model"], float(row["confusion"])) == ("new", pytest.approx(share, abs=1e-4))
 
 
-def test_turns_on_the_wrong_track_are_counted_in_all_conversations(run, tmp_path):
+def test_turns_on_the_wrong_track_are_counted_in_all_conversations(run, tmp_path, monkeypatch):
+    short = partial(TurnTaking, seconds=12.0)
+    monkeypatch.setattr("flasepformer.evaluation.conditions.TurnTaking", short)
     rows, printed = run("--conditions", "turns", "--turns", "2")
     shares = [row.scores["turns"][0] for row in read_scores(tmp_path / "out/turns/old/scores.csv")]
     (old,) = (row for row in rows if row["model"] == "old")

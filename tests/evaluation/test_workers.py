@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.processes import start
+from tests.processes import CONTEXT, start
 
 from flasepformer.data import Mixture, MixtureFolder, MixtureList, MixtureSpec
 from flasepformer.evaluation import evaluate
@@ -41,7 +41,13 @@ def scores(result):
     return [(row.name, row.scores, row.error) for row in result.rows]
 
 
-def test_the_scores_do_not_depend_on_the_number_of_jobs(checkpoint, mixtures):
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Let workers begin in a moment."""
+    monkeypatch.setattr("flasepformer.inference.workers._CONTEXT", CONTEXT)
+
+
+def test_the_scores_do_not_depend_on_the_number_of_jobs(quick_processes, checkpoint, mixtures):
     (mixtures / "s1/c.wav").write_bytes(b"")
     model = Separator.from_pretrained(checkpoint, "cpu")
     one, two = (evaluate(model, MixtureFolder(mixtures), metrics=(), jobs=jobs) for jobs in (1, 2))
@@ -158,7 +164,7 @@ def test_a_full_disk_is_an_output_error_and_what_is_scored_is_kept(checkpoint, m
 
 
 def test_results_come_in_order_and_an_exception_is_raised_here():
-    """Of one process, as two take twice as long to start; above, the order is that of two."""
+    """Of one process, started as users start it, which takes long; above, the order is that of two."""
     results = map_in_processes(math.sqrt, [9.0, 4.0, 1.0, -1.0], 1)
     assert [next(results) for _ in range(3)] == [3, 2, 1]
     with pytest.raises(ValueError, match="math domain error"):

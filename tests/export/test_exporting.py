@@ -56,6 +56,11 @@ def exported(request, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def separator(exported):
+    return ExportedSeparator(exported.path)
+
+
 @pytest.fixture
 def already_traced(exported, monkeypatch):
     """Let the next export begin with the graph that has been traced."""
@@ -73,12 +78,11 @@ def difference(estimates, expected):
 
 
 @pytest.mark.parametrize("n_samples", [1, 2, 15, 16, 17, 18, 403, 4000])
-def test_one_file_takes_every_length_and_batch(exported, n_samples):
+def test_one_file_takes_every_length_and_batch(exported, separator, n_samples):
     torch.manual_seed(n_samples)
     mixture = torch.randn(2, n_samples).sign() * (0.5 + torch.rand(2, n_samples) / 2)  # none is silent
     with torch.no_grad():
         expected = exported.network(mixture).numpy()
-    separator = ExportedSeparator(exported.path)
     assert difference(separator.separate(mixture.numpy()), expected) < 1e-5
     assert difference(separator.separate(mixture[1].numpy()), expected[1]) < 1e-5
 
@@ -99,8 +103,8 @@ def test_a_browser_has_every_operator(exported):
     assert missing_operators({*kinds, "ScatterND"}) == ["ScatterND"]
 
 
-def test_the_file_says_what_it_is(exported):
-    facts = ExportedSeparator(exported.path).facts
+def test_the_file_says_what_it_is(exported, separator):
+    facts = separator.facts
     assert (facts.sample_rate, facts.n_sources, facts.kind, facts.quantized) == (8000, 2, "whole", "")
     assert (facts.family, facts.config["n_sources"]) == (exported.family, 2)
     assert facts.model_card.startswith("# ")
@@ -192,9 +196,8 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
     assert max(abs(track).max() for track, _ in tracks) < 1  # whatever the scale of the estimates
 
 
-def test_tracks_add_up_to_the_mixture_as_well_as_they_can(exported):
+def test_tracks_add_up_to_the_mixture_as_well_as_they_can(separator):
     mixture = SPEECH.mixture[:2000]
-    separator = ExportedSeparator(exported.path)
     estimates, tracks = separator.separate(mixture), separator.tracks(mixture)
     gains = np.sum(tracks * estimates, axis=1) / np.sum(estimates**2, axis=1)
     assert tracks == pytest.approx(gains[:, None] * estimates, abs=1e-6)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from tests.models.published_files import CATALOGUE, SEVEN, entry, layout_of, place, publish, tiny_network
 from tests.models.weights_server import PAGE, Answer, WeightsServer
+from tests.processes import start
 from torch.testing import assert_close
 
 from flasepformer import Separator
@@ -65,6 +66,7 @@ def server(originals, tmp_path, monkeypatch):
             "FLASEPFORMER_MODELS": str(tmp_path / "models.yaml"),
             "FLASEPFORMER_HOME": str(tmp_path / "home"),
         }
+        hosts.variables = variables
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("FLASEPFORMER_ACCEPT_LICENCE", raising=False)
@@ -196,10 +198,10 @@ def test_each_name_gives_the_network_that_was_published_and_no_request_after_tha
     assert server.requests == []
 
 
-def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp_path):
+def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp_path):  # issue 16
     code = (
         "import sys\n"
-        "for name in ('huggingface_hub', 'yaml', 'tqdm', 'accelerate', 'matplotlib', 'av', 'filelock'):\n"
+        "for name in ('huggingface_hub', 'yaml', 'tqdm', 'accelerate', 'matplotlib', 'torchmetrics', 'av'):\n"
         "    sys.modules[name] = None\n"
         "import soundfile\n"
         "from flasepformer import Separator\n"
@@ -207,6 +209,9 @@ def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp
         "    separator = Separator.from_pretrained(name, 'cpu', accept_licence=True)\n"
         "    [*tracks] = separator.separate_file('talk.wav', name)\n"
         "    print(name, *(soundfile.info(track).frames for track in tracks))\n"
+        "from flasepformer.cli import main\n"
+        "sys.argv[1:] = ['talk.wav', '-o', 'default', '--device', 'cpu']\n"
+        "main()\n"
     )
     entries = yaml.safe_load((tmp_path / "models.yaml").read_text())
     (tmp_path / "models.toml").write_text(_as_toml(entries))
@@ -216,7 +221,10 @@ def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp
         env={**os.environ, "FLASEPFORMER_MODELS": str(tmp_path / "models.toml")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{name} 500 500" for name in SEVEN]
+    assert done.stdout.splitlines() == [
+        *(f"{name} 500 500" for name in SEVEN),
+        *(os.path.join("default", f"talk_speaker{talker}.wav") for talker in (1, 2)),
+    ]
 
 
 def _as_toml(content):
@@ -371,24 +379,37 @@ def test_a_part_that_does_not_fit_is_thrown_away_and_the_file_fetched_once_more(
     assert server.ranges("media")[-1] is None
 
 
-def _process(code, **environment):
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment})
+def _fetch(environment):
+    os.environ.update(environment)
+    obtain(find_published(APACHE))
 
 
-FETCH = f"from flasepformer.models import find_published, obtain; obtain(find_published({APACHE!r}))"
+@pytest.fixture
+def other_process(server):
+    """Start a process that fetches, too."""
+    processes = []
+
+    def begin():
+        processes.append(start(_fetch, {name: os.environ[name] for name in server.variables}))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def _wait_for(condition, process=None):
     for _ in range(1200):
         if condition():
             return
-        assert process is None or process.poll() is None
+        assert process is None or process.exitcode is None
         time.sleep(0.025)
     raise AssertionError("it did not happen")
 
 
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.2, 0.97))])
-def test_a_killed_download_goes_on_from_there(server, originals, tmp_path, share):  # row 73
+def test_a_killed_download_goes_on_from_there(server, other_process, originals, tmp_path, share):  # row 73
     half = int(share * len(originals[APACHE][2]))
 
     def half_and_no_more(answer):
@@ -396,13 +417,12 @@ def test_a_killed_download_goes_on_from_there(server, originals, tmp_path, share
 
     server.add_fault("media /.*pth", half_and_no_more)
     work = tmp_path / "home/downloads" / APACHE
-    process = _process(FETCH)
-    try:
-        _wait_for(lambda: any(part.stat().st_size > 0 for part in work.glob("*.pth.*.part")), process)
-        time.sleep(0.2)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process = other_process()
+    _wait_for(lambda: any(part.stat().st_size > 0 for part in work.glob("*.pth.*.part")), process)
+    time.sleep(0.2)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     [part] = work.glob("*.pth.*.part")
     there = part.stat().st_size
     assert 0 < there <= half
@@ -412,18 +432,14 @@ def test_a_killed_download_goes_on_from_there(server, originals, tmp_path, share
     assert server.ranges("media") == [f"bytes={there}-"]  # the settings were here already
 
 
-def test_of_two_processes_one_fetches_and_the_other_waits(server, originals):
+def test_of_two_processes_one_fetches_and_the_other_waits(server, other_process, originals):
     server.add_fault("media /.*pth", lambda answer: dataclasses.replace(answer(), seconds_per_part=0.15))
-    process = _process(FETCH)
-    try:
-        _wait_for(
-            lambda: any(line.startswith("media") and "pth" in line for line, _ in server.requests), process
-        )
-        told = []
-        fetched(APACHE, notify=told.append)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
+    process = other_process()
+    _wait_for(lambda: any(line.startswith("media") and "pth" in line for line, _ in server.requests), process)
+    told = []
+    fetched(APACHE, notify=told.append)
+    process.join(60)
+    assert process.exitcode == 0
     assert told == [f"another process is fetching {APACHE}; waiting for it"]
     assert len([line for line, _ in server.requests if line.startswith("media") and "pth" in line]) == 1
 

@@ -58,10 +58,10 @@ def assert_same(estimates, expected):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("piece_length", [16, 62, 100_000])
+@pytest.mark.parametrize("piece_length", [16, 62])
 def test_pieces_of_any_length_give_the_whole(variant, piece_length):
     model = build(**VARIANTS[variant]).double()
-    mixture = (torch.randn(2, 603) * torch.tensor([[1.0], [0.1]])).double()
+    mixture = (torch.randn(2, 363) * torch.tensor([[1.0], [0.1]])).double()
     assert_same(model.separate_in_pieces(mixture, piece_length=piece_length), whole(model, mixture))
 
 
@@ -70,7 +70,7 @@ def plain_model():
     return build().double()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(n_samples=st.integers(1, 400), half=st.integers(10, 40))
 def test_a_recording_of_any_length_gives_the_whole(plain_model, n_samples, half):
     mixture = torch.randn(1, n_samples).double()

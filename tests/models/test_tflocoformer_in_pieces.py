@@ -31,12 +31,12 @@ def assert_same(estimates, expected):
 @pytest.mark.parametrize("n_frames_in_piece", [1, 5, 1000])
 def test_pieces_of_any_length_give_the_whole(variant, n_frames_in_piece):
     model = tiny_model(**VARIANTS[variant]).double()
-    mixture = (torch.randn(2, 803) * torch.tensor([[1.0], [0.1]])).double()
+    mixture = (torch.randn(2, 403) * torch.tensor([[1.0], [0.1]])).double()
     estimates = model.separate_in_pieces(mixture, piece_length=n_frames_in_piece)
     assert_same(estimates, model(mixture).detach())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     n_samples=st.integers(1, 700),
     n_frames_in_piece=st.integers(1, 30),

@@ -53,8 +53,8 @@ def regular_blocks(
 ) -> Iterator[NDArray[Sample]]:
     """Cut and join blocks (channel, any time) to blocks of one length; only the last one may be shorter.
 
-    >>> [block.shape[1] for block in regular_blocks([np.zeros((1, n)) for n in (3, 1, 8, 2)], 4)]
-    [4, 4, 4, 2]
+    >>> tuple(block.shape[1] for block in regular_blocks([np.zeros((1, n)) for n in (3, 1, 8, 2)], 4))
+    (4, 4, 4, 2)
     """
     waiting: list[NDArray[Sample]] = []
     missing = length

@@ -1,7 +1,6 @@
 """The engine on one machine: worker processes, each of which costs its own recording if it dies."""
 
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 from flasepformer.batch.outcomes import Outcome
 from flasepformer.batch.recordings import Recording
 from flasepformer.batch.work import Work
+from flasepformer.inference.workers import end_with_parent
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads and locks
 
@@ -102,7 +102,7 @@ def _serve(connection: Connection, payload: bytes) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     worker = pickle.loads(payload).worker()
     connection.send("ready")
@@ -112,10 +112,3 @@ def _serve(connection: Connection, payload: bytes) -> None:
         except EOFError:
             return
         connection.send(worker(recording, wait=waits))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in worker processes only"
-    parent.join()
-    os._exit(1)

@@ -2,7 +2,7 @@
 
 Levels alone cannot tell a quiet second talker from what a model leaves of the first one in the other track.
 The spectra can: a remainder has the first one's. A small network hears 0.6 s to either side of a frame; it
-was trained on conversations, monologues and noise separated by the default model (`recipes/counting.py`).
+was trained on conversations, monologues and noise separated by the default model (`training.counting`).
 """
 
 from functools import cache

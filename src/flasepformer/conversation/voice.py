@@ -1,6 +1,6 @@
 """A voice as a point: utterances of one person lie close together, those of two people apart.
 
-A small network over a mel spectrogram, trained here to tell 1,741 people apart (`recipes/voice.py`): frames,
+A small network over a mel spectrogram, trained here to tell 1,741 people apart (`training.voices`): frames,
 their weighted mean and spread over the utterance, a vector of length 1 (in the manner of x-vectors: Snyder et
 al., ICASSP 2018; attentive statistics: Okabe et al., Interspeech 2018, arXiv:1803.10963).
 """

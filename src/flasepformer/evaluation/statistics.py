@@ -7,6 +7,8 @@ import numpy as np
 
 N_RESAMPLES = 2000
 """Bootstrap samples: enough for two digits of an interval."""
+_MOST_PICKS = 2**20
+"""Numbers held at a time."""
 
 
 def known(values: Iterable[float]) -> list[float]:
@@ -35,6 +37,14 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, seed: int =
     if len(there) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
-    means = [there[rng.integers(len(there), size=len(there))].mean() for _ in range(N_RESAMPLES)]
+    n_at_once = max(1, _MOST_PICKS // len(there))
+    means = np.concatenate(
+        [
+            there[rng.integers(len(there), size=(min(n_at_once, N_RESAMPLES - first), len(there)))].mean(
+                axis=1
+            )
+            for first in range(0, N_RESAMPLES, n_at_once)
+        ]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -17,6 +17,7 @@ from flasepformer.errors import FlasepformerError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_CONTEXT = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads and locks
 _function: Callable[[Any], Any]  # what a worker process does, set once in each
 
 
@@ -63,8 +64,7 @@ def map_in_processes(
 
 def _map_until_a_death(payload: bytes, items: Sequence[Any], n_processes: int) -> Iterator[Any]:
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads and locks
-    with ProcessPoolExecutor(min(n_processes, len(items)), context, _start, (payload,)) as pool:
+    with ProcessPoolExecutor(min(n_processes, len(items)), _CONTEXT, _start, (payload,)) as pool:
         try:
             pool.submit(_nothing).result()
         except BrokenProcessPool as error:
@@ -86,12 +86,13 @@ def _map_until_a_death(payload: bytes, items: Sequence[Any], n_processes: int) -
 def _start(payload: bytes) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _function = pickle.loads(payload)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when that has ended which started it."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in worker processes only"
     parent.join()

@@ -77,6 +77,9 @@ Given = Callable[[Tensor, int], Tensor]
 class GlobalLayer(Layer, ABC):
     """A layer that needs all frames, but of all of them only a summary."""
 
+    grows: bool = False
+    """Whether the summary grows with the frames; one that does not has `faded`, to forget by."""
+
     @abstractmethod
     def summarize(self, x: Tensor) -> Any:
         """Return what is needed of some frames (batch, some frames, ...); the summaries of pieces add up."""

@@ -88,7 +88,7 @@ def load_model(
 
     Raises:
         CheckpointError: If there is no such model, or its checkpoint is damaged, incomplete or not of a known
-        layout; `HubError`, one of these, if the Hub does not give it.
+            layout; `HubError`, one of these, if the Hub does not give it.
     """
     return load_described_model(name_or_path, accept_licence=accept_licence)[0]
 

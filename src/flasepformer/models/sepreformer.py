@@ -431,6 +431,8 @@ class PooledResidualAttention(GlobalLayer):
     where they are summarized.
     """
 
+    grows = True
+
     def __init__(self, config: SepReformerConfig, rate: int, positions: RelativePositions) -> None:
         super().__init__()
         n_channels = config.n_channels

@@ -135,9 +135,9 @@ class Following(Whole):
         known, after = (
             n * x.shape[1] // self._n_frames for n in (self._n_known, self._n_known + self._n_leaving)
         )
+        if layer.grows:
+            return layer(x)
         summary = layer.summarize(x[:, known:])
-        if not hasattr(summary, "faded"):
-            return layer.given(layer.summarize(x))(x, 0)
         past = self.past.get(place)
         if after > known:
             leaving = layer.summarize(x[:, known:after])

@@ -37,7 +37,7 @@ from flasepformer.training.examples import (
     take_example,
 )
 from flasepformer.training.losses import multi_stage_loss
-from flasepformer.training.optimizers import build_optimizers
+from flasepformer.training.optimizers import build_optimizers, set_rate
 from flasepformer.training.process_group import process_group
 from flasepformer.training.recipe import OptimizationConfig, Recipe
 from flasepformer.training.run_folder import (
@@ -93,8 +93,8 @@ def train(
 
     Raises:
         TrainingError: If the folder holds another run already or none to resume, the processes do not find
-        each other, the loss stays not finite, too much speech or too many mixtures are corrupt, or no weights
-        could be kept.
+            each other, the loss stays not finite, too much speech or too many mixtures are corrupt, or no weights
+            could be kept.
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
@@ -380,8 +380,7 @@ class _Run:
         seed = hash((self.recipe.seed, progress.step, self.accelerator.process_index))
         torch.manual_seed(seed)  # of the dropout
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate()
+            set_rate(optimizer, self.learning_rate())
         statistics = [buffer.clone() for buffer in self.statistics]
         loss = self._backward(mixtures, sources)
         clip_norm = self.recipe.optimization.clip_norm

@@ -64,6 +64,12 @@ class Muon(torch.optim.Muon):
         return (x.mT if is_tall else x).to(update.dtype)
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let every parameter learn at this rate from now on."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def build_optimizers(
     model: nn.Module, settings: OptimizationConfig, dtype: torch.dtype = torch.bfloat16
 ) -> list[torch.optim.Optimizer]:

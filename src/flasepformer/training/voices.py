@@ -1,11 +1,12 @@
 """Train the network that tells voices apart (`flasepformer.conversation.voice`) on speech of many talkers.
 
-Usage: python recipes/voice.py SPEECH.csv OUT.safetensors [--minutes 10] [--seconds-each 30]
+Usage: python -m flasepformer.training.voices SPEECH.csv OUT.safetensors [--minutes 10] [--seconds-each 30]
 
 Prints the equal error rate on the talkers of the split `test`, for utterances cut to 2 and to 4 seconds.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from flasepformer.conversation.mels import SAMPLE_RATE, log_mel
 from flasepformer.conversation.voice import VoiceNetwork
 from flasepformer.data import SpeechStore, read_utterances
 from flasepformer.data.manifest import Utterance
+from flasepformer.training.optimizers import set_rate
 
 SCALE, MARGIN = 30.0, 0.2
 """Of the additive angular margin (Deng et al., "ArcFace", CVPR 2019)."""
@@ -39,6 +41,56 @@ def some_of_each(utterances: Sequence[Utterance], seconds: float) -> list[Uttera
             taken[utterance.speaker] = taken.get(utterance.speaker, 0.0) + utterance.duration_seconds
             kept.append(utterance)
     return kept
+
+
+def train_voices(
+    mels: Sequence[NDArray[np.float16]], talkers: Sequence[str], minutes: float, seed: int = 0
+) -> VoiceNetwork:
+    """Train for so much time of the processor.
+
+    Args:
+        mels: Log mel powers (frames, mels) of utterances.
+        talkers: Who says each of them.
+        minutes: On the clock of the processor, so that another run gives other, like weights.
+        seed: Of the first weights and of the order.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    names = sorted(set(talkers))
+    by_talker = [[i for i, name in enumerate(talkers) if name == own] for own in names]
+    network = VoiceNetwork().train()
+    centres = nn.Parameter(F.normalize(torch.randn(len(names), network.project.out_features), dim=-1))
+    optimizer = torch.optim.AdamW([*network.parameters(), centres], PEAK_RATE, weight_decay=2e-2)
+    began, step, shown = time.process_time(), 0, 0.0
+    while (share := (time.process_time() - began) / (60 * minutes)) < 1:
+        set_rate(optimizer, max(_rate_at(share), 1e-5))
+        who = rng.choice(len(names), min(BATCH, len(names)), replace=False)
+        n_frames = int(rng.integers(60, 160))
+        crops = [crop(mels[rng.choice(by_talker[w])], n_frames, rng) for w in who]
+        batch = varied(torch.from_numpy(np.stack(crops)), rng)
+        loss = _margin_loss(network(batch) @ F.normalize(centres, dim=-1).mT, torch.from_numpy(who), share)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        step, shown = step + 1, 0.98 * shown + 0.02 * loss.item()
+        if step % 50 == 0:
+            print(f"{share:4.0%} step {step}: loss {shown:.2f}", flush=True)
+    return network.eval()
+
+
+def _rate_at(share: float) -> float:
+    """Return the learning rate after a share of the training."""
+    if share < RISE:
+        return PEAK_RATE * share / RISE
+    return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (share - RISE) / (1 - RISE)))
+
+
+def _margin_loss(cosine: Tensor, own: Tensor, share: float) -> Tensor:
+    """Return the loss of cosines (voice, talker), whose margin grows over the first third of the training."""
+    angle = cosine.gather(1, own[:, None]).clamp(-1 + 1e-6, 1 - 1e-6).arccos()
+    margin = MARGIN * min(1.0, share / 0.3)
+    return F.cross_entropy(SCALE * cosine.scatter(1, own[:, None], (angle + margin).cos()), own)
 
 
 def mels_of(utterances: Sequence[Utterance]) -> tuple[list[NDArray[np.float16]], list[str]]:
@@ -66,52 +118,15 @@ def varied(batch: Tensor, rng: np.random.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, 1, 1, generator=generator)
 
-    level = batch.amax((1, 2), keepdim=True) * 0 + batch.exp().mean((1, 2), keepdim=True).log()
+    level = batch.exp().mean((1, 2), keepdim=True).log()
     other = batch.roll(1, 0) - level.roll(1, 0) + level - uniform(2.3, 9.2)  # 10 to 40 dB below
     noise = level - uniform(3.5, 11.5) + torch.randn(batch.shape, generator=generator)
     mixed = torch.logaddexp(batch, torch.where(uniform(0, 1) < 0.5, other, -25.0))
     mixed = torch.logaddexp(mixed, torch.where(uniform(0, 1) < 0.5, noise, -25.0))
     place = torch.linspace(0, 1, n_mels)
-    curve = sum(uniform(-0.6, 0.6) * torch.cos(torch.pi * k * place + uniform(0, 6.28)) for k in (1, 2, 3))
-    return mixed + curve
-
-
-def train(
-    mels: Sequence[NDArray[np.float16]], talkers: Sequence[str], minutes: float, seed: int = 0
-) -> VoiceNetwork:
-    """Train for so much time of the processor."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    names = sorted(set(talkers))
-    by_talker = [[i for i, name in enumerate(talkers) if name == own] for own in names]
-    network = VoiceNetwork().train()
-    centres = nn.Parameter(F.normalize(torch.randn(len(names), network.project.out_features), dim=-1))
-    optimizer = torch.optim.AdamW([*network.parameters(), centres], PEAK_RATE, weight_decay=2e-2)
-    began, step, shown = time.process_time(), 0, 0.0
-    while (share := (time.process_time() - began) / (60 * minutes)) < 1:
-        rate = PEAK_RATE * (
-            share / RISE if share < RISE else 0.5 * (1 + np.cos(np.pi * (share - RISE) / (1 - RISE)))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = max(rate, 1e-5)
-        who = rng.choice(len(names), BATCH, replace=False)
-        n_frames = int(rng.integers(60, 160))
-        crops = [crop(mels[rng.choice(by_talker[w])], n_frames, rng) for w in who]
-        batch = varied(torch.from_numpy(np.stack(crops)), rng)
-        cosine = network(batch) @ F.normalize(centres, dim=-1).mT
-        own = torch.from_numpy(who)
-        angle = cosine.gather(1, own[:, None]).clamp(-1 + 1e-6, 1 - 1e-6).arccos()
-        margin = MARGIN * min(1.0, share / 0.3)
-        logits = SCALE * cosine.scatter(1, own[:, None], (angle + margin).cos())
-        loss = F.cross_entropy(logits, own)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
-        step, shown = step + 1, 0.98 * shown + 0.02 * loss.item()
-        if step % 50 == 0:
-            print(f"{share:4.0%} step {step}: loss {shown:.2f}", flush=True)
-    return network.eval()
+    for k in (1, 2, 3):
+        mixed = mixed + uniform(-0.6, 0.6) * torch.cos(torch.pi * k * place + uniform(0, 6.28))
+    return mixed
 
 
 def equal_error_rate(same: NDArray[np.floating], other: NDArray[np.floating]) -> float:
@@ -163,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{len(mels)} utterances of {len(set(talkers))} talkers, {sum(map(len, mels)) / 180000:.1f} h",
         flush=True,
     )
-    network = train(mels, talkers, options.minutes)
+    network = train_voices(mels, talkers, options.minutes)
     weights = {
         name: value.half().contiguous()
         for name, value in network.state_dict().items()
@@ -173,6 +188,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tested, test_talkers = mels_of(read_utterances(options.speech, "test"))
     for seconds in (2.0, 4.0):
         pieces, names, sources = crops_of(tested, test_talkers, seconds)
+        if not pieces:
+            print(f"test, {seconds:g} s: no utterance is as long", flush=True)
+            continue
         with torch.inference_mode():
             voices = np.concatenate([network(torch.from_numpy(p)[None]).numpy() for p in pieces])
         print(

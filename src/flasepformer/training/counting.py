@@ -1,12 +1,13 @@
 """Train the network that counts who talks at a time (`flasepformer.conversation.counting`).
 
-Usage: python recipes/counting.py SPEECH.csv OUT.safetensors [--noise FOLDER] [--conversations 60]
+Usage: python -m flasepformer.training.counting SPEECH.csv OUT.safetensors [--noise FOLDER]
 
 Conversations of two train talkers with 0 to 50 % overlap, a third of them with noise, and monologues, all
 separated by the default model. Prints how many frames of the split `valid` are counted right.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,11 +23,12 @@ from flasepformer.conversation.activity import filled, without_short
 from flasepformer.conversation.counting import CONTEXT, CountNetwork, features, loud_power
 from flasepformer.conversation.frames import frame_edges, in_db, smoothed, sweep
 from flasepformer.conversation.mels import N_MELS
-from flasepformer.data import plan_conversations, read_utterances
-from flasepformer.evaluation.conditions import load_noise
+from flasepformer.data import SpeechStore, Utterance, plan_conversations, read_utterances
+from flasepformer.data.acoustics import Noise, recordings_of
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import Passed, array_reader
 from flasepformer.inference.levels import TalkingLevel
+from flasepformer.training.optimizers import set_rate
 
 RATE = 8000
 OVERLAPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -37,7 +39,7 @@ CROP = 300
 BATCH = 16
 
 
-def talking_rms(waveform):
+def talking_rms(waveform: NDArray[np.float32]) -> float:
     """Return how loud a waveform (time,) is without its pauses."""
     level = TalkingLevel(RATE // 10)
     level.add(waveform)
@@ -64,7 +66,11 @@ def recordings(
     utterances = read_utterances(speech, split)
     talkers = sorted({utterance.speaker for utterance in utterances})
     rng = np.random.default_rng(seed)
-    background = load_noise([noise], RATE) if noise else None
+    background = None
+    if noise:
+        background = Noise(
+            SpeechStore.load([Utterance(path, "", 0.0) for path in recordings_of(noise)], RATE)
+        )
     for number in range(count):
         seconds = float(rng.uniform(4, 60))
         overlap = float(rng.choice(OVERLAPS))
@@ -107,8 +113,14 @@ def example(
     return features(passed, frames, 0, len(frames), loud_power(frames)), torch.from_numpy(counted)
 
 
-def train(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, seed: int = 0) -> CountNetwork:
-    """Train for so many minutes of the processor."""
+def train_counting(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, seed: int = 0) -> CountNetwork:
+    """Train for so much time of the processor.
+
+    Args:
+        examples: Of recordings, features (frames, n) and how many talk (frames,).
+        minutes: On the clock of the processor, so that another run gives other, like weights.
+        seed: Of the first weights and of the order.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     network = CountNetwork().train()
@@ -116,8 +128,7 @@ def train(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, seed: int =
     weights = np.array([len(counted) for _, counted in examples], float)
     began, step, shown = time.process_time(), 0, 0.0
     while (share := (time.process_time() - began) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * max(0.5 * (1 + np.cos(np.pi * share)), 0.01)
+        set_rate(optimizer, 2e-3 * max(0.5 * (1 + math.cos(math.pi * share)), 0.01))
         inputs = torch.zeros(BATCH, CROP, examples[0][0].shape[-1])
         targets = torch.full((BATCH, CROP), -1)
         for row, pick in enumerate(rng.choice(len(examples), BATCH, p=weights / weights.sum())):
@@ -167,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [example(separator, *made) for made in recordings(options.speech, split, count, options.noise, seed)]
         for split, count, seed in (("train", options.conversations, 1), ("valid", 12, 2))
     )
-    network = train(trained, options.minutes)
+    network = train_counting(trained, options.minutes)
     save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, options.out)
     print(confusion(network, valid))
 

@@ -1,0 +1,67 @@
+"""The network of voices learns to tell talkers apart, and is scored on others."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.conftest import voice
+
+from flasepformer.conversation.mels import log_mel
+from flasepformer.conversation.voice import VoiceNetwork
+from flasepformer.training import voices
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """Log mel powers of four synthetic talkers, three utterances each."""
+    said = [(name, k) for name in range(4) for k in range(3)]
+    mels = [log_mel(voice(name, k, 16_000).astype(np.float32)).numpy().astype(np.float16) for name, k in said]
+    return mels, [str(name) for name, _ in said]
+
+
+def test_a_moment_of_training_brings_voices_of_one_talker_together(spoken):
+    mels, talkers = spoken
+
+    def error_rate(network):
+        with torch.inference_mode():
+            found = np.concatenate(
+                [network(torch.from_numpy(m.astype(np.float32))[None]).numpy() for m in mels]
+            )
+        return voices.error_rate_of(found, talkers, range(len(mels)))
+
+    torch.manual_seed(0)
+    before = error_rate(VoiceNetwork().eval())
+    after = error_rate(voices.train_voices(mels, talkers, minutes=1 / 60))
+    assert after < min(0.2, before)
+
+
+def test_pairs_from_one_recording_do_not_count():
+    found = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    assert voices.error_rate_of(found, ["a", "a", "b", "b"], [0, 0, 1, 2]) == 0  # the pair of a is of one
+    assert voices.error_rate_of(found, ["a", "b", "b", "a"], [0, 1, 2, 3]) == 0.625  # 1 of 2, 3 of 4
+
+
+def test_other_microphones_change_a_voice_and_not_its_length():
+    batch = torch.randn(3, 50, 40)
+    varied = voices.varied(batch, np.random.default_rng(0))
+    assert varied.shape == batch.shape
+    assert varied.isfinite().all()
+    assert 0.1 < (varied - batch).square().mean().sqrt() < 5
+    again = voices.varied(batch, np.random.default_rng(0))
+    torch.testing.assert_close(again, varied)
+
+
+def test_the_command_stores_weights_that_the_network_takes_and_prints_two_rates(speech, tmp_path, capsys):
+    for split, there in (("train", "train"), ("test", "valid")):
+        (tmp_path / "speech" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "speech" / split).symlink_to(speech / there)
+    voices.main([str(tmp_path / "speech"), str(tmp_path / "voice.safetensors"), "--minutes", "0.005"])
+    weights = load_file(tmp_path / "voice.safetensors")
+    missing, surplus = VoiceNetwork().load_state_dict(weights, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    assert surplus == []
+    assert weights["project.weight"].dtype == torch.float16
+    said = capsys.readouterr().out
+    assert "6 utterances of 2 talkers" in said
+    assert "test, 2 s: equal error rate" in said
+    assert "test, 4 s: no utterance is as long" in said
