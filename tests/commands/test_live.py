@@ -66,8 +66,9 @@ def test_a_replayed_recording_is_separated_and_how_it_went_is_said(run, talk, mo
     assert told["delay_seconds"] == pytest.approx(
         0.02 + 2 * 0.005, abs=1e-3
     )  # 160 samples, and the resampling
-    assert (told["seconds"], told["n_blocks"]) == (1.0, 50)
-    assert "the tracks lag 30 ms behind" in err
+    assert told["seconds"] == 1.0
+    assert 1 <= told["n_blocks"] <= 50  # of 20 ms, or what came meanwhile
+    assert "lag 30 ms behind" in err
     assert "real-time factor" in err
     samples = soundfile.read(talk, dtype="float32")[0]
     assert np.abs(read_tracks(tmp_path / "tracks") - expected(model, samples)).max() < 1e-5

@@ -21,7 +21,7 @@ from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
 from flasepformer.inference.separator import FileOptions, Progress, Separator, best_weights
-from flasepformer.inference.streaming import StateError, StreamingSeparator
+from flasepformer.inference.streaming import StateError, StreamingSeparator, live_model
 
 __all__ = [
     "AlreadySeparated",
@@ -39,6 +39,7 @@ __all__ = [
     "StreamingSeparator",
     "best_weights",
     "growing_folder",
+    "live_model",
     "parse_size",
     "pick_device",
     "pick_precision",
