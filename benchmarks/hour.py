@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--speed", type=float, default=10.0)
     parser.add_argument("--every", type=float, default=10.0, help="seconds of the clock between two rows")
     parser.add_argument("--out", type=Path, default=Path("hour.csv"))
-    parser.add_argument("rest", nargs="*", help="after --: options of `flasepformer live`")
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    end = words.index("--") if "--" in words else len(words)
+    options, rest = parser.parse_args(words[:end]), words[end + 1 :]
     with tempfile.TemporaryDirectory() as name, options.out.open("w", newline="") as file:
         folder = Path(name)
         repeat(options.recording, folder / "hours.wav", 3600 * options.hours)
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder,
             "--json",
         ]
-        command = [sys.executable, "-m", "flasepformer", *map(str, words), *options.rest]
+        command = [sys.executable, "-m", "flasepformer", *map(str, words), *rest]
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:

@@ -189,9 +189,11 @@ def _open_stream(model: str, rate: int, device: str, delay: float | None) -> "St
     from flasepformer.models import CheckpointError
 
     try:
-        return StreamingSeparator.from_pretrained(model, rate, device, delay=delay)
+        stream = StreamingSeparator.from_pretrained(model, rate, device, delay=delay)
     except OSError as error:
         raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
+    stream.warm_up()
+    return stream
 
 
 def _open_sinks(
@@ -307,7 +309,7 @@ class _Losses:
         if n_lost:
             yield f"{n_lost} samples came faster than they were separated, and are lost"
         if n_overruns:
-            yield f"the driver lost samples {n_overruns} times (input overrun)"
+            yield f"input overrun: the driver lost samples ({counts[1]} so far)"
 
 
 class _Patient:
@@ -410,7 +412,7 @@ def _say_how_it_went(
     overruns, dropped = _lost_by_devices(source, speakers)
     for count, what in (
         (report.n_lost, "samples were lost: they came faster than they were separated"),
-        (overruns, "times the driver lost samples (input overrun); it does not say how many"),
+        (overruns, "input overruns: the driver lost samples, and does not say how many"),
         (report.n_damaged, "samples were NaN or infinite and count as silence"),
         (dropped, "samples were not played: the devices had no room for them, or were gone"),
     ):

@@ -130,6 +130,12 @@ class StreamingSeparator:
         other._digest = self._digest
         return other
 
+    def warm_up(self) -> None:
+        """Go through a second and a delay of noise, and begin anew: what is computed first takes longer."""
+        n_samples = round((1 + self.delay_seconds) * self.sample_rate)
+        self.feed(0.1 * np.random.default_rng(0).standard_normal(n_samples, np.float32))
+        self.reset()
+
     def reset(self) -> None:
         """Forget the stream, and begin another one."""
         model, delay = self.model, self._options["delay"]
