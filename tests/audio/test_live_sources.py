@@ -58,7 +58,8 @@ def test_a_microphone_gives_what_it_hears_until_it_is_unplugged():
     driver.deliver(1)
     driver.deliver(2, overflow=True)
     driver.unplug()
-    assert [block[0, 0] for block in microphone.blocks()] == [1, 2]
+    assert np.concatenate(list(microphone.blocks()), axis=1)[0, ::100].tolist() == [1, 2]
+    assert microphone.behind == 0
     assert (microphone.n_overruns, microphone.n_lost) == (1, 0)
     assert "unplugged" in microphone.problem
 
@@ -87,6 +88,32 @@ def test_a_speaker_never_waits_and_counts_what_has_no_room():
     assert speaker.n_dropped == 50
 
 
+def test_a_speaker_that_is_unplugged_drops_what_comes_and_says_so():
+    driver = PortAudio()
+    speaker = Speaker("usb", 8000, backend=driver)
+
+    def fail(samples):
+        raise driver.PortAudioError("device unavailable")
+
+    driver.write = fail
+    speaker.write(np.ones(100, np.float32))
+    speaker.write(np.ones(50, np.float32))
+    assert speaker.n_dropped == 150
+    assert speaker.problem == "the device usb plays no more: device unavailable"
+
+
+def test_who_is_late_takes_at_once_what_came_meanwhile():
+    driver = PortAudio()
+    microphone = Microphone(sample_rate=8000, block_seconds=0.1, backend=driver)
+    for value in range(25):
+        driver.deliver(value, 800)
+    assert microphone.behind == pytest.approx(2.5)
+    driver.unplug()
+    blocks = list(microphone.blocks())
+    assert [block.shape[1] for block in blocks] == [8000, 8000, 4000]  # a second at most
+    assert np.concatenate(blocks, axis=1)[0, ::800].tolist() == list(range(25))
+
+
 def test_a_device_that_cannot_be_opened_is_an_error_with_a_reason():
     with pytest.raises(AudioError, match="cannot be opened: no such device"):
         Microphone(backend=PortAudio(broken=True))
@@ -100,7 +127,8 @@ def test_a_replayed_recording_is_read_while_it_is_played(tmp_path):  # issue 16
         source = ReplaySource(recording, speed=1e9, block_seconds=0.1)
         at = 0
         for block in source.blocks():
-            assert (block == samples[at : at + 1600].T / np.float32(2**15)).all()
+            assert block.shape[1] == 16000  # a second is taken at once
+            assert (block == samples[at : at + block.shape[1]].T / np.float32(2**15)).all()
             at += block.shape[1]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

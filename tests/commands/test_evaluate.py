@@ -76,6 +76,8 @@ def test_a_stream_is_scored_with_its_delay_taken_away_and_its_blocks_are_timed(
     live = summary["live"]
     assert (live["n_blocks"], live["delay_seconds"]) == (2 * 10, 0.2)
     assert 0 < live["p50_seconds"] <= live["p99_seconds"] <= live["longest_seconds"]
+    assert live["worst_real_time_factor"] >= live["longest_seconds"] / 0.05
+    assert f"real-time factor of the worst block {live['worst_real_time_factor']:.2f}; " in result.stdout
     assert run(*words, "--overwrite", "--stream", "--mode", "whole").exit_code == 2
     assert run(*words, "--overwrite", "--block", 0.05).exit_code == 2
 

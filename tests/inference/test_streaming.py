@@ -1,5 +1,7 @@
 """A stream fed in any pieces is the whole, as late as it says, and goes on from a saved state."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
 
 from flasepformer import InputError, StateError, StreamingSeparator
 from flasepformer.models import SepReformer, TFLocoformer
+from flasepformer.training import load_recipe
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 LENGTHS = [1, 0, 511, 3, 1200, 2285]
 
 
@@ -108,6 +112,61 @@ def test_the_state_is_bounded_and_goes_on_from_a_file(name, seconds, tmp_path):
     other.restore_state(tmp_path / "state")
     late = [other.feed(samples[most:]), other.flush()]
     assert rms_of_difference(np.concatenate([*early, *late], 1), expected) < 1e-5
+
+
+def test_after_ten_hours_the_state_is_as_large_as_after_a_minute():
+    torch.manual_seed(0)
+    slow = {"sample_rate": 2000, "hop_length": 2048, "filter_length": 4096, "n_stages": 5}
+    model = SepReformer(tiny_config(masking=True, layer_scale=0.5, causal=True, **slow)).eval()
+    stream = StreamingSeparator(model, device="cpu")
+    part = noise(20 * 65_536)  # steps of 33 s
+    stream.feed(part[: 2 * 65_536])
+    n_bytes = stream.state_bytes
+    for _ in range(55):
+        tracks = stream.feed(part)
+    assert stream.state()["counts"][0] == (2 + 55 * 20) * 65_536 > 10 * 3600 * 2000
+    assert stream.state_bytes == n_bytes
+    assert np.isfinite(tracks).all()
+    assert tracks.std() > 0
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_the_live_model_answers_within_100_ms_at_every_usual_rate(rate):
+    assert StreamingSeparator.from_pretrained("default-live", rate, "cpu").delay_seconds <= 0.1
+
+
+def test_the_live_model_fed_single_samples_and_a_minute_gives_what_it_gives_for_the_whole():
+    stream = StreamingSeparator.from_pretrained("default-live", device="cpu", levels=False)
+    samples = noise(8000 * 60)
+    fed = played(stream, samples, [*[1] * 1100, 0, 8000 * 60 - 1100])
+    with torch.inference_mode():
+        whole = stream.model(torch.from_numpy(samples)[None])[0].numpy()
+    assert rms_of_difference(fed, whole) < 1e-5
+
+
+def test_the_live_recipe_with_a_look_ahead_is_a_network_with_that_delay():
+    config = load_recipe(RECIPES / "live.yaml", ["model.look_ahead=1"]).model
+    torch.manual_seed(0)
+    stream = StreamingSeparator(SepReformer(config), device="cpu", levels=False)
+    assert stream.delay_seconds == pytest.approx(0.096)  # a step, the filter beyond its hop, and 16 ms
+    mixture, other = noise(8000), noise(8000)
+    other[4000:] += 0.5
+    difference = np.abs(played(stream, mixture, [8000]) - played(stream, other, [8000])).max(0)
+    first = int(np.flatnonzero(difference > 1e-6)[0])
+    assert 4000 - 0.096 * 8000 <= first < 4000 - 128  # and it hears beyond the filter
+
+
+def test_a_delay_that_a_causal_model_cannot_keep_is_refused_and_a_longer_one_is_kept():
+    with pytest.raises(InputError, match=r"at least 0\.08 s for this model, got 0\.05"):
+        StreamingSeparator.from_pretrained("default-live", device="cpu", delay=0.05)
+    assert StreamingSeparator.from_pretrained(delay=0.1, device="cpu").name == "default-live"
+
+
+def test_a_warm_stream_begins_as_a_cold_one():
+    stream = StreamingSeparator(causal(), 16000, "cpu")
+    cold = played(stream, noise(), LENGTHS)
+    stream.warm_up()
+    assert np.array_equal(played(stream, noise(), LENGTHS), cold)
 
 
 def test_a_state_of_another_model_rate_or_version_is_refused_with_the_reason(tmp_path, monkeypatch):

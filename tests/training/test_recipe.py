@@ -2,9 +2,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from flasepformer.models import SepReformerConfig, TFLocoformerConfig
-from flasepformer.training import DataConfig, OptimizationConfig, Recipe, load_recipe, save_recipe
+from flasepformer.models import SepReformerConfig, TFLocoformerConfig, load_model
+from flasepformer.training import (
+    DataConfig,
+    OptimizationConfig,
+    Recipe,
+    TrainingError,
+    load_recipe,
+    save_recipe,
+)
+from flasepformer.training.loop import _initial_model
 
 PROJECT = Path(__file__).parents[2]
 RECIPES = sorted((PROJECT / "recipes").rglob("*.yaml"))
@@ -273,3 +282,13 @@ def test_long_steps_that_cannot_be_are_refused(setting, message):
 def test_a_validation_that_cannot_be_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**setting)
+
+
+def test_a_network_that_looks_ahead_may_begin_from_one_that_does_not():
+    settings = ["initial_checkpoint=default-live", "model.look_ahead=1"]
+    begun = _initial_model(load_recipe(PROJECT / "recipes/live.yaml", settings))
+    assert (begun.config.look_ahead, begun.config.forget_seconds) == (1, 0.0)
+    weights = load_model("default-live").state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in begun.state_dict().items())
+    with pytest.raises(TrainingError, match="default-live has another config than the recipe"):
+        _initial_model(load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]))

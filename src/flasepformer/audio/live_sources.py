@@ -27,6 +27,9 @@ _PCM_TYPES = {"s16": ("<i2", 2.0**15), "s32": ("<i4", 2.0**31), "f32": ("<f4", 1
 QUEUE_SECONDS = 10.0
 """What is kept of a microphone while nobody takes it."""
 
+CATCH_UP_SECONDS = 1.0
+"""Most that is taken at once of what has come meanwhile: long blocks cost less, so who is late catches up."""
+
 
 class Source(Protocol):
     """A stream of blocks."""
@@ -35,6 +38,8 @@ class Source(Protocol):
     """In Hz."""
     n_lost: int
     """Samples so far that came too fast to be taken; silence stands in their place."""
+    behind: float
+    """Seconds of the stream that wait to be taken, as far as that is known."""
     problem: str
     """Why the stream ended before its time; empty if it did not."""
 
@@ -50,7 +55,6 @@ class PcmSource:
         sample_rate: In Hz.
         n_channels: Interleaved.
         form: Of the samples.
-        block_seconds: Longest block.
     """
 
     def __init__(
@@ -59,14 +63,12 @@ class PcmSource:
         sample_rate: int,
         n_channels: int = 1,
         form: PcmFormat = "s16",
-        block_seconds: float = 0.1,
     ) -> None:
         self.sample_rate, self.n_lost, self.problem = sample_rate, 0, ""
+        self.behind = 0.0  # what waits in a pipe is not known; whoever writes into it waits, too
         self._descriptor, self._n_channels = descriptor, n_channels
         self._type, self._full_scale = _PCM_TYPES[form]
-        self._n_bytes = (
-            max(round(block_seconds * sample_rate), 1) * n_channels * np.dtype(self._type).itemsize
-        )
+        self._n_bytes = round(CATCH_UP_SECONDS * sample_rate) * n_channels * np.dtype(self._type).itemsize
 
     def blocks(self) -> Iterator[Samples]:
         frame = self._n_channels * np.dtype(self._type).itemsize
@@ -84,8 +86,16 @@ class PcmSource:
         return np.ascontiguousarray(samples.reshape(-1, self._n_channels).T)
 
 
+def _joined(blocks: list[Samples]) -> Samples:
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+
+
 class ReplaySource:
     """A recording as if somebody were talking now: read while it is played, once.
+
+    Nothing of it is lost when it is taken too slowly; what is due then comes in one block, up to
+    `CATCH_UP_SECONDS`, and `behind` says how much a microphone would have had to keep, which keeps
+    `QUEUE_SECONDS`.
 
     Args:
         recording: Its rate need not be known before its first block.
@@ -97,7 +107,7 @@ class ReplaySource:
     """
 
     def __init__(self, recording: Stream, *, speed: float = 1.0, block_seconds: float = 0.02) -> None:
-        self.n_lost, self.problem = 0, ""
+        self.n_lost, self.behind, self.problem = 0, 0.0, ""
         self._coming = recording.blocks()
         self._head = next(self._coming)
         self.sample_rate = recording.sample_rate
@@ -105,12 +115,20 @@ class ReplaySource:
         self._length = max(round(block_seconds * self.sample_rate), 1)
 
     def blocks(self) -> Iterator[Samples]:
-        began, n_played = time.monotonic(), 0
+        most = max(round(CATCH_UP_SECONDS * self.sample_rate), self._length)
+        began, n_played, n_due = time.monotonic(), 0, 0
+        due: list[Samples] = []
         for block in regular_blocks(chain([self._head], self._coming), self._length):
-            n_played += block.shape[1]
-            until = began + n_played / self.sample_rate / self._speed
-            time.sleep(max(until - time.monotonic(), 0))
-            yield block
+            n_played, n_due = n_played + block.shape[1], n_due + block.shape[1]
+            due.append(block)
+            wait = began + n_played / self.sample_rate / self._speed - time.monotonic()
+            self.behind = max(-wait * self._speed, 0.0)
+            if wait > 0 or n_due + self._length > most:
+                time.sleep(max(wait, 0))
+                yield _joined(due)
+                due, n_due = [], 0
+        if due:
+            yield _joined(due)
 
 
 class Microphone:
@@ -147,6 +165,7 @@ class Microphone:
         try:
             rate = sample_rate or int(sound.query_devices(device, "input")["default_samplerate"])
             self.sample_rate = int(rate)
+            self._block_seconds = block_seconds
             self._queue: queue.Queue[Samples | None] = queue.Queue(max(int(QUEUE_SECONDS / block_seconds), 1))
             self._waiting = 0  # lost samples that silence has yet to stand for
             self._stream = sound.InputStream(
@@ -156,7 +175,12 @@ class Microphone:
         except (sound.PortAudioError, ValueError) as error:
             raise AudioError(f"the microphone cannot be opened: {error}") from error
         self._error: type[Exception] = sound.PortAudioError
-        self._stopping = False
+        self._stopping = self._ended = False
+
+    @property
+    def behind(self) -> float:
+        """Seconds of the stream that wait to be taken."""
+        return self._queue.qsize() * self._block_seconds
 
     def _take(self, samples: Samples, n_frames: int, times: Any, status: Any) -> None:
         """Take a block (time, channel) in the driver's thread."""
@@ -194,12 +218,21 @@ class Microphone:
             self._stream.close()
 
     def _next(self) -> Samples | None:
-        while True:
+        """Return what is there, at least a block; None when no more will come."""
+        blocks: list[Samples] = []
+        while not self._ended and len(blocks) * self._block_seconds < CATCH_UP_SECONDS:
             try:
-                return self._queue.get(timeout=1.0)
+                block = self._queue.get_nowait() if blocks else self._queue.get(timeout=1.0)
             except queue.Empty:
-                if not self._stream.active:
-                    return None
+                if blocks:
+                    break
+                self._ended = not self._stream.active
+                continue
+            if block is None:
+                self._ended = True
+            else:
+                blocks.append(block)
+        return _joined(blocks) if blocks else None
 
 
 class Speaker:
@@ -218,7 +251,9 @@ class Speaker:
     def __init__(self, device: str | int | None, sample_rate: int, *, backend: Any = None) -> None:
         sound = backend or sound_devices()
         self.n_dropped = 0
-        """Samples that the device had no room for."""
+        """Samples that the device had no room for, or that came after it was gone."""
+        self.problem = ""
+        """Why it plays no more; empty while it does."""
         try:
             self._stream = sound.OutputStream(
                 samplerate=sample_rate, device=device, channels=1, dtype="float32", latency="high"
@@ -226,13 +261,19 @@ class Speaker:
             self._stream.start()
         except (sound.PortAudioError, ValueError) as error:
             raise AudioError(f"the device {device} cannot be opened: {error}") from error
+        self._name, self._error = device, sound.PortAudioError
 
     def write(self, samples: Samples) -> None:
-        """Play samples (time,) after those before; never wait for the device."""
-        n = min(len(samples), int(self._stream.write_available))
+        """Play samples (time,) after those before; never wait for the device, nor fail with it."""
+        n = 0
+        if not self.problem:
+            try:
+                n = min(len(samples), int(self._stream.write_available))
+                if n:
+                    self._stream.write(np.clip(samples[:n], -1, 1)[:, None].astype(np.float32))
+            except self._error as error:
+                n, self.problem = 0, f"the device {self._name} plays no more: {error}"
         self.n_dropped += len(samples) - n
-        if n:
-            self._stream.write(np.clip(samples[:n], -1, 1)[:, None].astype(np.float32))
 
     def close(self) -> None:
         """Give the device back."""

@@ -341,7 +341,8 @@ def _blocks(blocks: dict[str, float]) -> str:
     p50, p99, longest = (1000 * blocks[f"{name}_seconds"] for name in ("p50", "p99", "longest"))
     return (
         f"stream: delay {1000 * blocks['delay_seconds']:.0f} ms; time per block p50 {p50:.1f} ms, "
-        f"p99 {p99:.1f} ms, longest {longest:.1f} ms; {blocks['late_share']:.2%} of {blocks['n_blocks']:.0f} "
+        f"p99 {p99:.1f} ms, longest {longest:.1f} ms; real-time factor of the worst block "
+        f"{blocks['worst_real_time_factor']:.2f}; {blocks['late_share']:.2%} of {blocks['n_blocks']:.0f} "
         "blocks late"
     )
 

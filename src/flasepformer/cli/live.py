@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flasepformer.audio import RecordingFile
-    from flasepformer.audio.live_sources import Source
+    from flasepformer.audio.live_sources import Source, Speaker
     from flasepformer.inference import StreamingSeparator
     from flasepformer.inference.live import LiveReport
 
@@ -38,7 +38,12 @@ def live(
         str | None, typer.Argument(help="- takes raw samples from standard input; without, the microphone.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the tracks, WAV files of 32-bit floats.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the tracks, WAV files of 32-bit floats. [default: separated, without --play]",
+        ),
     ] = None,
     play: Annotated[
         list[str] | None, typer.Option(help="Sound device for a track: once for each, in their order.")
@@ -59,17 +64,25 @@ def live(
         float | None,
         typer.Option(
             min=0.0,
-            help="Seconds that the tracks may lag behind, where the model hears the future; 0.5 by default.",
+            help="Seconds that the tracks may lag behind; from 0.2 on, the default model follows with them.",
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Name or checkpoint; a causal one has a delay of its own.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Name or checkpoint; a causal one has a delay of its own. "
+            "[default: default-live, or default with a --delay of 0.2 or more]",
+        ),
+    ] = None,
     accept_licence: AcceptLicence = False,
     device: Annotated[
         str, typer.Option(callback=checked_device, help="auto, cpu, cuda, cuda:N, mps: where the model runs.")
     ] = "auto",
-    block: Annotated[float, typer.Option(min=0.001, max=1.0, help="Seconds taken at a time.")] = 0.02,
+    block: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Seconds taken at a time; more while it is late.")
+    ] = 0.02,
     seconds: Annotated[float | None, typer.Option(min=0.0, help="End after so long.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tracks that exist.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print how it went as one JSON object.")] = False,
@@ -90,18 +103,19 @@ def live(
     if replay is not None and rate is not None:
         raise typer.BadParameter("--rate is for - and for the microphone; a recording has its own")
     if out is None and not play:
-        raise typer.BadParameter(
-            "give a folder for the tracks with --out, or devices that play them with --play"
-        )
+        out = Path("separated")
 
     from flasepformer.audio import AudioError
     from flasepformer.errors import InputError
-    from flasepformer.inference import DeviceError, OutputError
+    from flasepformer.inference import DeviceError, OutputError, live_model
     from flasepformer.inference.live import LiveReport
     from flasepformer.models import CheckpointError
 
-    report = LiveReport()
-    exit_code = 0
+    model = live_model(delay) if model is None else model
+    report, exit_code = LiveReport(), 0
+    heard: Source | None = None
+    paths: list[str] = []
+    speakers: list[Speaker] = []
     with ExitStack() as stack:
         try:
             obtain_published(model, accept_licence=accept_licence, quiet=quiet)
@@ -110,9 +124,11 @@ def live(
             stream = _open_stream(model, heard.sample_rate, device, delay)
             name = replay.stem if replay is not None else time.strftime("live-%Y%m%d-%H%M%S")
             paths, sinks = _open_sinks(stack, stream, out, name, play or [], overwrite)
+            speakers = [sink for takers in sinks for sink in takers if hasattr(sink, "n_dropped")]
             if not quiet:
                 print_message(
-                    f"listening at {heard.sample_rate} Hz; the tracks lag {_milliseconds(stream)} behind"
+                    f"listening at {heard.sample_rate} Hz; the tracks of {stream.name} lag "
+                    f"{_milliseconds(stream)} behind"
                 )
             exit_code = _listen(stream, heard, sinks, report, seconds, quiet)
             if recording is not None and recording.is_known:  # played to its end
@@ -129,9 +145,10 @@ def live(
         except OSError as error:
             print_message(f"error: {describe(error)}; the tracks are whole up to there")
             exit_code = 3
-    _say_how_it_went(report, heard, quiet)
+    _say_how_it_went(report, heard, speakers, quiet)
     if as_json:
-        print_result(json.dumps({"exit_code": exit_code, "tracks": paths, **_summary(report)}, indent=2))
+        told = {"exit_code": exit_code, "tracks": paths, **_summary(report, heard, speakers)}
+        print_result(json.dumps(told, indent=2))
     else:
         for path in paths:
             print_result(path)
@@ -163,7 +180,7 @@ def _open_source(
         if sys.stdin is None:
             raise AudioError("standard input is closed")
         assert rate is not None
-        return PcmSource(sys.stdin.fileno(), rate, channels, samples, block)
+        return PcmSource(sys.stdin.fileno(), rate, channels, samples)
     return Microphone(_named(microphone), rate, channels, block_seconds=block)
 
 
@@ -172,9 +189,11 @@ def _open_stream(model: str, rate: int, device: str, delay: float | None) -> "St
     from flasepformer.models import CheckpointError
 
     try:
-        return StreamingSeparator.from_pretrained(model, rate, device, delay=delay)
+        stream = StreamingSeparator.from_pretrained(model, rate, device, delay=delay)
     except OSError as error:
         raise CheckpointError(f"{model} cannot be read: {describe(error)}") from error
+    stream.warm_up()
+    return stream
 
 
 def _open_sinks(
@@ -226,16 +245,15 @@ def _listen(
     from flasepformer.inference.live import listen
 
     meters = _Meters(stream.n_sources, shown=not quiet and sys.stderr is not None and sys.stderr.isatty())
-    n_lost = 0
+    losses = _Losses(source, sinks)
 
     def tell(report: "LiveReport", tracks: "NDArray[np.float32]") -> None:
-        nonlocal n_lost
-        if report.n_lost > n_lost:
+        for warning in losses.news(report):
             meters.clear()
-            print_message(f"warning: {report.n_lost - n_lost} samples came faster than they were separated, "
-                          f"and are lost, at {report.seconds:.1f} s")  # fmt: skip
-            n_lost = report.n_lost
+            print_message(f"warning: {warning}, at {report.seconds:.1f} s")
         meters.tell(report, tracks)
+        if losses.nobody_hears:
+            raise _Unheard
         if seconds is not None and report.seconds >= seconds:
             raise _Enough
 
@@ -244,6 +262,9 @@ def _listen(
             listen(stream, patient, sinks, tell, report)
     except _Enough:
         return 0
+    except _Unheard:
+        print_message("error: no device plays the tracks any more, and there are no files")
+        return 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -253,6 +274,42 @@ def _listen(
 
 class _Enough(Exception):
     pass
+
+
+class _Unheard(Exception):
+    pass
+
+
+class _Losses:
+    """Says what is lost on the way in and on the way out when it is lost, and not for every block."""
+
+    def __init__(self, source: "Source", sinks: list[list[Any]]) -> None:
+        self._source = source
+        self._devices = [sink for takers in sinks for sink in takers if hasattr(sink, "n_dropped")]
+        self._has_files = len(self._devices) < sum(map(len, sinks))
+        self._gone: set[str] = set()
+        self._told = (0, 0)
+        self._when = -math.inf
+
+    @property
+    def nobody_hears(self) -> bool:
+        """Whether all the tracks went to have failed."""
+        return not self._has_files and all(device.problem for device in self._devices)
+
+    def news(self, report: "LiveReport") -> "Iterator[str]":
+        """Return what is new: of devices at once, of samples once in a second at most."""
+        for problem in {device.problem for device in self._devices if device.problem} - self._gone:
+            self._gone.add(problem)
+            yield problem
+        counts = (report.n_lost, getattr(self._source, "n_overruns", 0))
+        if counts == self._told or time.monotonic() - self._when < 1:
+            return
+        n_lost, n_overruns = (count - told for count, told in zip(counts, self._told, strict=True))
+        self._told, self._when = counts, time.monotonic()
+        if n_lost:
+            yield f"{n_lost} samples came faster than they were separated, and are lost"
+        if n_overruns:
+            yield f"input overrun: the driver lost samples ({counts[1]} so far)"
 
 
 class _Patient:
@@ -347,15 +404,25 @@ def meter(peak: float, width: int = 20) -> str:
     return ("#" * round(width * min(max(1 - level / METER_DB, 0), 1))).ljust(width)
 
 
-def _say_how_it_went(report: "LiveReport", source: "Source", quiet: bool) -> None:
-    overruns = getattr(source, "n_overruns", 0)
+def _say_how_it_went(
+    report: "LiveReport", source: "Source | None", speakers: "list[Speaker]", quiet: bool
+) -> None:
+    from flasepformer.audio.live_sources import QUEUE_SECONDS
+
+    overruns, dropped = _lost_by_devices(source, speakers)
     for count, what in (
         (report.n_lost, "samples were lost: they came faster than they were separated"),
-        (overruns, "times the driver lost samples (input overrun); it does not say how many"),
+        (overruns, "input overruns: the driver lost samples, and does not say how many"),
         (report.n_damaged, "samples were NaN or infinite and count as silence"),
+        (dropped, "samples were not played: the devices had no room for them, or were gone"),
     ):
         if count:
             print_message(f"warning: {count} {what}")
+    if report.longest_behind > QUEUE_SECONDS:
+        print_message(
+            f"warning: it was {report.longest_behind:.1f} s of the stream behind; of a microphone, what is "
+            f"beyond {QUEUE_SECONDS:g} s is lost"
+        )
     if report.problem:
         print_message(f"error: {report.problem}")
     if not quiet and report.times.n_blocks:
@@ -364,18 +431,27 @@ def _say_how_it_went(report: "LiveReport", source: "Source", quiet: bool) -> Non
             f"{report.seconds:.1f} s separated, real-time factor {report.real_time_factor:.3f}, "
             f"time per block p50 {times.percentile(0.5) * 1000:.1f} ms, "
             f"p99 {times.percentile(0.99) * 1000:.1f} ms, longest {times.longest * 1000:.1f} ms, "
-            f"{times.n_late / times.n_blocks:.2%} of {times.n_blocks} late"
+            f"{times.n_late / times.n_blocks:.2%} of {times.n_blocks} late, "
+            f"at most {report.longest_behind:.2f} s of the stream behind"
         )
 
 
-def _summary(report: "LiveReport") -> dict[str, Any]:
+def _lost_by_devices(source: "Source | None", speakers: "list[Speaker]") -> tuple[int, int]:
+    """Return how often the driver lost samples on the way in, and how many were not played."""
+    return getattr(source, "n_overruns", 0), sum(speaker.n_dropped for speaker in speakers)
+
+
+def _summary(report: "LiveReport", source: "Source | None", speakers: "list[Speaker]") -> dict[str, Any]:
     times = report.times
+    overruns, dropped = _lost_by_devices(source, speakers)
     return {
         "seconds": round(report.seconds, 3), "wall_seconds": round(report.wall_seconds, 3),
         "delay_seconds": report.delay_seconds, "real_time_factor": round(report.real_time_factor, 4),
         "n_blocks": times.n_blocks, "n_late_blocks": times.n_late,
         "block_seconds": {"p50": times.percentile(0.5), "p99": times.percentile(0.99), "max": times.longest},
-        "n_lost_samples": report.n_lost, "n_damaged_samples": report.n_damaged, "problem": report.problem,
+        "worst_real_time_factor": times.worst_factor, "longest_behind_seconds": report.longest_behind,
+        "n_lost_samples": report.n_lost, "n_overruns": overruns, "n_dropped_samples": dropped,
+        "n_damaged_samples": report.n_damaged, "problem": report.problem,
     }  # fmt: skip
 
 

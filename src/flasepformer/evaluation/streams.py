@@ -57,6 +57,7 @@ class StreamedSeparation:
         slots = np.flatnonzero(times.counts)
         live = {
             "delay_seconds": delay, "n_late": times.n_late, "longest": times.longest, "total": times.total,
+            "worst_factor": times.worst_factor,
             "slots": slots.tolist(), "counts": times.counts[slots].tolist(),
         }  # fmt: skip
         return Separated(torch.from_numpy(np.concatenate(tracks, axis=1)), (), live)
@@ -72,11 +73,13 @@ def summarise_blocks(rows: Iterable[EvaluationRow]) -> dict[str, float]:
         times.counts[live["slots"]] += live["counts"]
         times.n_late += live["n_late"]
         times.longest = max(times.longest, live["longest"])
+        times.worst_factor = max(times.worst_factor, live["worst_factor"])
     return {
         "delay_seconds": max(live["delay_seconds"] for live in streams),
         "p50_seconds": times.percentile(0.5),
         "p99_seconds": times.percentile(0.99),
         "longest_seconds": times.longest,
+        "worst_real_time_factor": times.worst_factor,
         "late_share": times.n_late / times.n_blocks,
         "n_blocks": times.n_blocks,
     }

@@ -21,7 +21,7 @@ from flasepformer.inference.plans import NotEnoughMemory, SeparationError
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
 from flasepformer.inference.separator import FileOptions, Progress, Separator
-from flasepformer.inference.streaming import StateError, StreamingSeparator
+from flasepformer.inference.streaming import StateError, StreamingSeparator, live_model
 
 __all__ = [
     "AlreadySeparated",
@@ -38,6 +38,7 @@ __all__ = [
     "StateError",
     "StreamingSeparator",
     "growing_folder",
+    "live_model",
     "parse_size",
     "pick_device",
     "pick_precision",

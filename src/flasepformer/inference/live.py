@@ -35,6 +35,8 @@ class BlockTimes:
     """Blocks that took longer than they last."""
     longest: float = 0.0
     total: float = 0.0
+    worst_factor: float = 0.0
+    """Largest time of a block over its length."""
 
     def add(self, seconds: float, block_seconds: float) -> None:
         """Take in a block that lasts `block_seconds`."""
@@ -43,6 +45,7 @@ class BlockTimes:
         self.n_late += seconds > block_seconds
         self.longest = max(self.longest, seconds)
         self.total += seconds
+        self.worst_factor = max(self.worst_factor, seconds / block_seconds if block_seconds else 0.0)
 
     @property
     def n_blocks(self) -> int:
@@ -77,6 +80,8 @@ class LiveReport:
     """Samples that came too fast."""
     n_damaged: int = 0
     """Samples that were NaN or infinite."""
+    longest_behind: float = 0.0
+    """Most of the stream that waited to be taken, in seconds."""
     problem: str = ""
     """Why the stream ended before its time."""
 
@@ -119,6 +124,7 @@ def listen(
 
     def note() -> None:
         report.n_lost, report.n_damaged, report.problem = source.n_lost, stream.n_damaged, source.problem
+        report.longest_behind = max(report.longest_behind, source.behind)
         report.wall_seconds = time.monotonic() - began
 
     try:

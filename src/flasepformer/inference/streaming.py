@@ -24,6 +24,12 @@ from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, loa
 DEFAULT_DELAY_SECONDS = 0.5
 """How far a model that hears the future lags behind."""
 
+LIVE_MODEL = "default-live"
+"""The causal model that comes with the package."""
+
+FOLLOWS_FROM_SECONDS = 0.2
+"""Least delay with which the default model follows, where a delay is asked for and no model."""
+
 RATES = (2000, 384_000)
 """Sample rates of streams in Hz, from and to."""
 
@@ -31,6 +37,15 @@ MAX_PEAK = 1e30
 """Largest sample taken; beyond it, float32 has no room left for the tracks."""
 
 Waveform = TypeVar("Waveform", NDArray[Any], Tensor)
+
+
+def live_model(delay: float | None = None) -> str:
+    """Return the name of the model that is used for streams when none is named.
+
+    >>> live_model(), live_model(0.1), live_model(0.5)
+    ('default-live', 'default-live', 'default')
+    """
+    return LIVE_MODEL if delay is None or delay < FOLLOWS_FROM_SECONDS else DEFAULT_MODEL
 
 
 class StateError(FlasepformerError, ValueError):
@@ -49,8 +64,9 @@ class StreamingSeparator:
         model: A network of `flasepformer.models`; it is put in eval mode.
         sample_rate: Of the stream and of its tracks, in Hz; the model's by default.
         device: See `pick_device`.
-        delay: Seconds, for a model that hears the future; 0.5 by default. All the tracks lag behind, in the
-            worst case, is `delay_seconds`.
+        delay: Seconds that the tracks may lag behind, resampling not counted. A model that hears the future
+            uses them, 0.5 by default; a causal one has its own. All that they lag behind, in the worst case,
+            is `delay_seconds`.
         levels: Bring the stream to the level that the model knows, by what has been heard so far, and the
             tracks back. Without, a causal network gives exactly what it gives for the whole.
         info: What is known of the model.
@@ -97,14 +113,14 @@ class StreamingSeparator:
         delay: float | None = None,
         levels: bool = True,
     ) -> "StreamingSeparator":
-        """Load a model for streams; see `load_model` for its names, and the class for the rest.
+        """Load a model for streams; see `load_model` for its names, `live_model`, and the class for the rest.
 
         Raises:
             CheckpointError: There is no such model, or its checkpoint is refused.
             DeviceError: The device cannot be used.
             InputError: An option makes no sense.
         """
-        name = DEFAULT_MODEL if name_or_path is None else name_or_path
+        name = live_model(delay) if name_or_path is None else name_or_path
         model, info = load_described_model(name, accept_licence=accept_licence)
         return cls(model, sample_rate, device, delay=delay, levels=levels, info=info)
 
@@ -114,12 +130,21 @@ class StreamingSeparator:
         other._digest = self._digest
         return other
 
+    def warm_up(self) -> None:
+        """Go through a second and a delay of noise, and begin anew: what is computed first takes longer."""
+        n_samples = round((1 + self.delay_seconds) * self.sample_rate)
+        self.feed(0.1 * np.random.default_rng(0).standard_normal(n_samples, np.float32))
+        self.reset()
+
     def reset(self) -> None:
         """Forget the stream, and begin another one."""
         model, delay = self.model, self._options["delay"]
         self._engine: Engine
         if model.causal:
             self._engine = CausalEngine(model, self.device, levels=self._options["levels"])
+            own = self._engine.delay / model.sample_rate
+            if delay is not None and delay < own:
+                raise InputError(f"delay must be at least {own:g} s for this model, got {delay:g}")
         else:
             seconds = DEFAULT_DELAY_SECONDS if delay is None else delay
             self._engine = FollowingEngine(model, self.device, delay_seconds=seconds)
@@ -166,7 +191,9 @@ class StreamingSeparator:
     def feed_together(
         streams: Sequence["StreamingSeparator"], samples: Sequence[NDArray[Any]]
     ) -> list[NDArray[np.float32]]:
-        """Feed several streams of one model, whose steps are computed as one batch.
+        """Feed several streams of one model, each of which begins and ends when it likes.
+
+        The steps of a causal network are computed as one batch; streams that follow take their turns.
 
         The streams may have begun at different times and rates, and get different numbers of samples.
 

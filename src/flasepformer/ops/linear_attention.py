@@ -106,13 +106,14 @@ def causal_linear_attention(
         value: (batch, heads, frames, value_dim).
         past: What this function returned for the frames before; None where there were none.
         decay: Share of its weight that a frame keeps when the next one comes.
-        block: Frames whose weights exist at a time.
+        block: Frames whose weights exist at a time, at most.
 
     Returns:
         (batch, heads, frames, value_dim), and what the next frames need of these and all before:
         (batch, heads, head_dim + 1, value_dim + 1), of a size that does not grow.
     """
     n_frames = query.shape[-2]
+    block = _no_larger(block, n_frames)
     missing = (n_frames + block - 1) // block * block - n_frames
     wide_query, wide_key, wide_value = (F.pad(widen(t), (0, 0, 0, missing)) for t in (query, key, value))
     # One more value of 1 makes the denominator, one more feature what EPS stands against the mean key with.
@@ -146,7 +147,7 @@ def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, bloc
         x: (batch, frames, n).
         decay: Above 0, at most 1.
         past: (batch, n), the last of these sums for the frames before; None where there were none.
-        block: Frames that are summed up at a time.
+        block: Frames that are summed up at a time, at most.
 
     Returns:
         (batch, frames, n).
@@ -155,6 +156,7 @@ def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, bloc
         sums = x.cumsum(1)
         return sums if past is None else sums + past.unsqueeze(1)
     n_frames = x.shape[1]
+    block = _no_larger(block, n_frames)
     n_blocks = (n_frames + block - 1) // block
     blocks = F.pad(x, (0, 0, 0, n_blocks * block - n_frames)).unflatten(1, (n_blocks, block))
     fading = decay_matrix(block, decay, x)
@@ -164,6 +166,11 @@ def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, bloc
     faded = start.unsqueeze(1) * (decay**block) ** torch.arange(n_blocks, device=x.device).unsqueeze(-1)
     before = F.pad(ends[:, :-1], (0, 0, 1, 0)) + faded
     return (within + before.unsqueeze(2) * (fading[:, :1] * decay)).flatten(1, 2)[:, :n_frames]
+
+
+def _no_larger(block: int, n_frames: int) -> int:
+    """Return the length of a block that is not mostly padding: a live step has a frame or a few."""
+    return min(block, max(n_frames, 1)) if isinstance(n_frames, int) else block  # else unknown: an export
 
 
 def decay_matrix(n: int, decay: float, like: Tensor) -> Tensor:

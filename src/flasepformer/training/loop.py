@@ -135,6 +135,10 @@ def _train(
         run.loop(*examples, board)
 
 
+WEIGHTLESS = ("look_ahead", "forget_seconds", "dropout")
+"""Settings of a network that may differ from those of the weights it begins with."""
+
+
 @dataclass
 class _Progress:
     """What changes from step to step and is not a weight."""
@@ -668,11 +672,17 @@ def _initial_model(recipe: Recipe, *, resumed: bool) -> Any:
     """Return the network that training starts from; that of a run that is resumed gets its weights later."""
     if recipe.initial_checkpoint and not resumed:
         model = load_model(recipe.initial_checkpoint)
-        if model.config != recipe.model:
+        if model.config == recipe.model:
+            return model
+        if not isinstance(recipe.model, type(model.config)) or recipe.model != dataclasses.replace(
+            model.config, **{name: getattr(recipe.model, name) for name in WEIGHTLESS}
+        ):
             raise TrainingError(
                 f"{recipe.initial_checkpoint} has another config than the recipe: {model.config}"
             )
-        return model
+        changed: Any = FAMILIES[recipe.family][1](recipe.model)
+        changed.load_state_dict(model.state_dict())
+        return changed
     network: Any = FAMILIES[recipe.family][1](recipe.model)
     if recipe.fourier_filters and not resumed:
         network.initialize_fourier()
