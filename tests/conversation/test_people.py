@@ -36,6 +36,11 @@ def said(space, plan, seconds=2.0, seed=0):
     return space.observed(voices, seconds, counts=1.0)
 
 
+def far(n):
+    """Return what is told about `n` stretches far from each other: nothing."""
+    return np.zeros(n), np.zeros(n, bool)
+
+
 def test_evidence_is_the_density_of_a_gaussian_whose_mean_is_drawn_from_another():
     space, rng = space_of(1, between=3.0), np.random.default_rng(0)
     weights, places = rng.uniform(0.5, 2, 4), rng.standard_normal(4) * 2
@@ -52,34 +57,39 @@ def test_people_are_counted_and_told_apart(n_people):
     space = space_of()
     plan = np.random.default_rng(n_people).integers(n_people, size=40)
     plan[:n_people] = range(n_people)
-    who = divide(space, said(space, plan), np.full(40, 1.0))
+    who = divide(space, said(space, plan), *far(40))
     assert who.tolist() == plan.tolist()  # numbered by their first words
-    assert divide(space, said(space, plan), np.full(40, 1.0), n_people=4).max() == 3
+    assert divide(space, said(space, plan), *far(40), n_people=4).max() == 3
 
 
 def test_a_long_recording_is_joined_part_by_part_as_a_short_one_is(monkeypatch):
     space = space_of()
     plan = np.arange(90) // 3 % 3
-    observed, pauses = said(space, plan), np.full(90, 1.0)
+    observed = said(space, plan)
     monkeypatch.setattr("flasepformer.conversation.people.AT_ONCE", 24)
     monkeypatch.setattr("flasepformer.conversation.people.MAX_PEOPLE", 4)
-    assert divide(space, observed, pauses).tolist() == plan.tolist()
+    assert divide(space, observed, *far(90)).tolist() == plan.tolist()
 
 
 def test_neighbours_that_go_on_are_one_turn_until_the_voice_changes():
     space = space_of()
     plan = [0, 0, 0, 1, 1, 0]
-    assert join_turns(space, said(space, plan), np.zeros(6)).tolist() == [0, 0, 0, 1, 1, 2]
-    assert join_turns(space, said(space, plan), np.full(6, 9.0)).tolist() == [0, 1, 2, 3, 4, 5]
+    observed, odds, near = said(space, plan), np.full(6, 2.0), np.ones(6, bool)
+    assert join_turns(space, observed, odds, near).tolist() == [0, 0, 0, 1, 1, 2]
+    assert join_turns(space, observed, odds + 500, near).tolist() == [0] * 6
+    assert join_turns(space, observed, odds, ~near).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_likeliest_are_joined_first_and_a_join_of_two_people_is_unlikely():
     space = space_of()
-    joins, odds = join_people(space, said(space, [0, 1, 0, 1]))
+    observed, links = said(space, [0, 1, 0, 1]), np.zeros((4, 4))
+    joins, odds = join_people(space, observed, links)
     assert joins[-1].tolist() == [0, 1]
     assert (odds[:2] > 0).all()
     assert odds[2] < -10
     assert best_count(odds) == 2
+    links[0, 1] = links[1, 0] = 3.0  # something else than the voices speaks for it
+    assert join_people(space, observed, links)[1][2] == pytest.approx(odds[2] + 3)
 
 
 def test_speech_is_cut_at_its_pauses_or_where_it_is_quietest():

@@ -142,10 +142,7 @@ class Conversation:
         seconds = passed.n_samples / passed.sample_rate
         activity, order, turns = self.who_speaks(passed, frames)
         notes, warnings = [], []
-        is_one = self.speakers == "auto" and (
-            talks_alone(activity) or (len(activity) == 2 and is_one_voice(activity, turns))
-        )
-        is_one = is_one and bool(activity.any())
+        is_one = self.speakers == "auto" and is_one_person(activity, turns)
         if is_one:
             notes.append("one person talks in this recording: there is one track")
         if self.speakers == "1" or is_one:
@@ -267,6 +264,12 @@ def talks_alone(activity: Activity) -> bool:
     """Tell whether all but one track speak next to never: it is one person, and noises."""
     seconds = np.sort(activity.sum(-1)) * FRAME_SECONDS
     return bool(seconds[:-1].sum() < max(LEAST_SECONDS, LEAST_SHARE * seconds[-1]))
+
+
+def is_one_person(activity: Activity, turns: Turns | None) -> bool:
+    """Tell whether all speech on the tracks (track, frame) is one person's; not so if nobody speaks."""
+    is_one = talks_alone(activity) or (len(activity) == 2 and is_one_voice(activity, turns))
+    return is_one and bool(activity.any())
 
 
 def is_one_voice(activity: Activity, turns: Turns | None) -> bool:

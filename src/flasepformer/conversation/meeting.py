@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flasepformer.conversation.activity import Activity
 from flasepformer.conversation.decoding import best_through, likeliest_path
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND, Frames, in_db, smoothed
-from flasepformer.conversation.people import VoiceSpace, divide, load_voice_space
+from flasepformer.conversation.people import VoiceSpace, divide, load_voice_space, settled
 from flasepformer.conversation.turns import DOUBTFUL_GAIN, LEAST_SECONDS, Doubt, Stretch, Turns, voices_in
 from flasepformer.inference.finishing import Passed
 
@@ -27,21 +27,24 @@ PAUSE_DB = 15.0
 """... so far below what is loud there."""
 LEVEL_FRAMES = 5
 
-HEARD = 0.5
-"""How much of the evidence of a stretch alone counts in saying whose it is; see `people.COUNTS`."""
-HEARD_OF_TWO = 0.25
+HEARD = 1.0
+"""How much of the evidence of a stretch alone counts in saying whose it is; in counting people it is less."""
+HEARD_OF_TWO = 0.5
 """The same of an estimate, which has some of the other voice."""
-CHANGE = -1.0
-"""Log probability that the next stretch is another's, after a pause or on the other track; ..."""
+PAUSES_SECONDS = (0.0, 0.5, 1.0)
+"""No pause; a short one; one of a second; longer ones."""
+SAME_ODDS = np.array([[1.2, 4.5], [-0.7, 2.5], [-1.4, 1.8], [-2.0, 0.3]])
+"""Log odds (pause, same track) that two stretches of one talker alone are the same person's, on two tracks
+and on one; measured on conversations of two to four `valid` talkers, a bit evened."""
 CHANGE_WITHIN = -4.0
-"""... that it is another's without either, or that two talkers change tracks while one talks on; ..."""
+"""Log probability that two talkers change tracks while one talks on, ..."""
 NEITHER = -7.0
 """... and that one falls silent just where two others begin, or the other way round."""
 N_ROUNDS = 8
 
-AFTER_PAUSE, GOES_ON, OTHER_TRACK = 0, 1, 2
-BEFORE_BOTH, AFTER_BOTH = 3, 5
-"""Kinds of steps from one stretch to the next; the last two for each track of who talks alone."""
+ANYBODY, BEFORE_BOTH, AFTER_BOTH, ALONE = 0, 1, 3, 5
+"""Kinds of steps from one stretch to the next: after a pause, if two talk before or after it; from one to two
+and from two to one, for each track of the one; from one to one, for each of `SAME_ODDS`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +116,16 @@ def people_of(
     who = np.full(len(stretches), -1)
     if alone:
         observed = np.stack([_observed(space, stretches[at]) for at in alone])
-        ends = np.array([0] + [stretches[at].last for at in alone[:-1]])
-        pauses = (np.array([stretches[at].first for at in alone]) - ends) * FRAME_SECONDS
-        who[alone] = divide(space, observed, pauses, n_people)
+        steps = [(0, 0), *(_step(stretches[one], stretches[other]) for one, other in pairwise(alone))]
+        pauses, same_track = np.array(steps).T
+        who[alone] = divide(space, observed, SAME_ODDS[pauses, same_track], pauses < 2, n_people)
     return who
+
+
+def _step(one: Stretch, other: Stretch) -> tuple[int, int]:
+    """Return the place in `SAME_ODDS` of two stretches of one talker alone."""
+    pause = (other.first - one.last) * FRAME_SECONDS
+    return int(np.searchsorted(PAUSES_SECONDS, pause)), int(one.track == other.track)
 
 
 def _observed(space: VoiceSpace, stretch: Stretch, **counts: float) -> NDArray[np.float64]:
@@ -178,10 +187,8 @@ class _States:
     def change(self) -> NDArray[np.float64]:
         """Return the log probabilities (kind, state, state) of the second after the first."""
         n = self.n_people
-        change = np.zeros((AFTER_BOTH + 2, self.n, self.n))
-        other = ~np.eye(n, dtype=bool)
-        for kind, cost in ((AFTER_PAUSE, CHANGE), (GOES_ON, CHANGE_WITHIN), (OTHER_TRACK, CHANGE)):
-            change[kind, :n, :n][other] = cost
+        change = np.zeros((ALONE + SAME_ODDS.size, self.n, self.n))
+        change[ALONE:, :n, :n] = SAME_ODDS.reshape(-1, 1, 1) * np.eye(n)
         for track in (0, 1):
             talks_on = self.pairs[:, track] == np.arange(n)[:, None]  # (person, pair)
             swaps = self.pairs[:, 1 - track] == np.arange(n)[:, None]
@@ -193,15 +200,14 @@ class _States:
 
 def _kinds(stretches: list[Stretch]) -> NDArray[np.intp]:
     """Return the kind of the step to each stretch (stretch,)."""
-    kinds = np.full(len(stretches), AFTER_PAUSE)
+    kinds = np.full(len(stretches), ANYBODY)
     for at, (one, other) in enumerate(pairwise(stretches), 1):
-        if one.last < other.first:
-            continue
         if one.track is not None and other.track is not None:
-            kinds[at] = GOES_ON if one.track == other.track else OTHER_TRACK
-        elif one.track is not None:
+            pause, same_track = _step(one, other)
+            kinds[at] = ALONE + SAME_ODDS.shape[1] * pause + same_track
+        elif one.last == other.first and one.track is not None:
             kinds[at] = BEFORE_BOTH + one.track
-        elif other.track is not None:
+        elif one.last == other.first and other.track is not None:
             kinds[at] = AFTER_BOTH + other.track
     return kinds
 
@@ -228,6 +234,7 @@ def _scores(
         if person >= 0:
             others = sums.copy()
             others[person] -= observed
+        others = settled(others)
         row += states.spread(space.evidence(others + observed[..., None, :]) - space.evidence(others))
     return scores
 

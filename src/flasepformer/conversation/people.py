@@ -17,14 +17,12 @@ from safetensors.numpy import load_file
 WEIGHTS = "pretrained/conversation/people.safetensors"
 
 MAX_PEOPLE = 10
-COUNTS = 0.3
+COUNTS = 0.4
 """How much of a stretch's evidence counts: stretches of one person differ more than Gaussian noise would."""
-NEW_PERSON = 1.0
+VARIES = 0.1
+"""Variance of somebody's voice that no length of speech takes away: people have more than one way to talk."""
+NEW_PERSON = -1.0
 """Log odds that another person has, before anything is heard."""
-CONTINUES, PAUSES = 4.0, 2.0
-"""Log odds that one person goes on where speech does not end, and after a short pause."""
-SHORT_PAUSE = 0.5
-"""In seconds."""
 AT_ONCE = 600
 """Turns that are joined at once; of more, neighbours in time first, so that memory is bounded."""
 
@@ -68,7 +66,17 @@ class VoiceSpace:
 
     def gain(self, one: Array, other: Array) -> Array:
         """Return the log odds (...) that two observations (..., n + 1) are of one person, not of two."""
+        one, other = settled(one), settled(other)
         return self.evidence(one + other) - self.evidence(one) - self.evidence(other)
+
+
+def settled(observed: Array) -> Array:
+    """Return what was observed of a person (..., n + 1), by no more weight than it deserves; see `VARIES`.
+
+    >>> settled(np.array([20.0, 10.0])), settled(np.array([2e6, 1e6])).round(3)
+    (array([10.,  5.]), array([20., 10.]))
+    """
+    return observed / (1 + VARIES * observed[..., -1:])
 
 
 @cache
@@ -79,20 +87,24 @@ def load_voice_space() -> VoiceSpace:
     return VoiceSpace(**stored)
 
 
-def join_turns(space: VoiceSpace, observed: Array, pauses: Array) -> NDArray[np.intp]:
+def join_turns(
+    space: VoiceSpace, observed: Array, odds: Array, is_near: NDArray[np.bool_]
+) -> NDArray[np.intp]:
     """Join stretches with their neighbours in time that are likely the same person's.
 
     Args:
         space: See there.
         observed: (stretch, n + 1), in order of time.
-        pauses: (stretch,): seconds from the end of the last one, 0 if one goes on; the first is ignored.
+        odds: (stretch,): log odds that it is said by the same person as the one before, whatever the voices
+            are; that of the first is ignored.
+        is_near: (stretch,): whether it may be joined to the one before.
 
     Returns:
         (stretch,): number of the turn, from 0.
     """
     n = len(observed)
     observed = observed.copy()
-    odds = np.where(pauses <= 0, CONTINUES, np.where(pauses < SHORT_PAUSE, PAUSES, -np.inf))
+    odds = np.where(is_near, odds, -np.inf)
     before = np.arange(n) - 1  # of those that are left, each is the first of its turn
     after = np.arange(n) + 1
     gains = np.full(n, -np.inf)  # that each is joined to the one before it
@@ -111,34 +123,34 @@ def join_turns(space: VoiceSpace, observed: Array, pauses: Array) -> NDArray[np.
     return np.cumsum(is_first) - 1
 
 
-def join_people(space: VoiceSpace, observed: Array) -> tuple[NDArray[np.intp], Array]:
+def join_people(space: VoiceSpace, observed: Array, links: Array) -> tuple[NDArray[np.intp], Array]:
     """Join turns two by two, always those that are the likeliest to be one person's, until all are one.
 
     Args:
         space: See there.
         observed: (turn, n + 1).
+        links: (turn, turn): log odds that two are one person's, whatever the voices are; symmetric.
 
     Returns:
         (turn - 1, 2): the turns by which both parts of each join are known, the first of each and the lesser
         first; and (turn - 1,) the log odds of each.
     """
     n = len(observed)
-    observed, alone = observed.copy(), space.evidence(observed)
-    gains = np.full((n, n), -np.inf)
+    observed, links, gains = observed.copy(), links.copy(), np.full((n, n), -np.inf)
     for one in range(n - 1):
-        gains[one, one + 1 :] = (
-            space.evidence(observed[one] + observed[one + 1 :]) - alone[one] - alone[one + 1 :]
-        )
+        gains[one, one + 1 :] = space.gain(observed[one], observed[one + 1 :]) + links[one, one + 1 :]
     left = np.ones(n, bool)
     joins, odds = np.zeros((max(n - 1, 0), 2), np.intp), np.zeros(max(n - 1, 0))
     for step in range(n - 1):
         one, other = divmod(int(gains.argmax()), n)
         joins[step], odds[step] = (one, other), gains[one, other]
         observed[one] += observed[other]
-        alone[one], left[other] = space.evidence(observed[one]), False
+        links[one] += links[other]
+        links[:, one] += links[:, other]
+        left[other] = False
         gains[other], gains[:, other] = -np.inf, -np.inf
         rest = np.flatnonzero(left & (np.arange(n) != one))
-        found = space.evidence(observed[one] + observed[rest]) - alone[one] - alone[rest]
+        found = space.gain(observed[one], observed[rest]) + links[one, rest]
         gains[np.minimum(one, rest), np.maximum(one, rest)] = found
     return joins, odds
 
@@ -166,38 +178,52 @@ def divided(joins: NDArray[np.intp], n: int, n_people: int) -> NDArray[np.intp]:
 
 
 def divide(
-    space: VoiceSpace, observed: Array, pauses: Array, n_people: int | None = None
+    space: VoiceSpace,
+    observed: Array,
+    odds: Array,
+    is_near: NDArray[np.bool_],
+    n_people: int | None = None,
 ) -> NDArray[np.intp]:
     """Divide stretches among people.
 
     Args:
         space: See there.
         observed: (stretch, n + 1), in order of time.
-        pauses: See `join_turns`.
+        odds: See `join_turns`.
+        is_near: See `join_turns`.
         n_people: How many there are; None finds out. Fewer are found if there are fewer stretches.
 
     Returns:
         (stretch,): who talks, from 0 on, in the order of their first words.
     """
-    of = join_turns(space, observed, pauses)
+    of = join_turns(space, observed, odds, is_near)
     while True:
         turns = np.zeros((int(of.max(initial=-1)) + 1, observed.shape[-1]))
         np.add.at(turns, of, observed)
         if len(turns) <= AT_ONCE:
             break
-        of = _joined_nearby(space, turns)[of]
+        of = _joined_nearby(space, turns, of, odds)[of]
     if not len(turns):
         return of
-    joins, odds = join_people(space, turns)
-    return divided(joins, len(turns), n_people or best_count(odds))[of]
+    joins, all_odds = join_people(space, turns, _links(of, odds, np.arange(len(turns))))
+    return divided(joins, len(turns), n_people or best_count(all_odds))[of]
 
 
-def _joined_nearby(space: VoiceSpace, turns: Array) -> NDArray[np.intp]:
+def _links(of: NDArray[np.intp], odds: Array, turns: NDArray[np.intp]) -> Array:
+    """Return the log odds (turn, turn) that some turns, which are consecutive numbers, are one person's."""
+    links = np.zeros((len(turns), len(turns)))
+    before, after = of[:-1] - turns[0], of[1:] - turns[0]
+    inside = (before != after) & (np.minimum(before, after) >= 0) & (np.maximum(before, after) < len(turns))
+    np.add.at(links, (before[inside], after[inside]), odds[1:][inside])
+    return links + links.T
+
+
+def _joined_nearby(space: VoiceSpace, turns: Array, of: NDArray[np.intp], odds: Array) -> NDArray[np.intp]:
     """Return fewer turns (turn,): the people of each part of a recording, rather too many than too few."""
-    of, n_found = np.empty(len(turns), np.intp), 0
+    joined, n_found = np.empty(len(turns), np.intp), 0
     for part in np.array_split(np.arange(len(turns)), -(-2 * len(turns) // AT_ONCE)):
-        joins, odds = join_people(space, turns[part])
-        n_people = max(best_count(odds), min(2 * MAX_PEOPLE, len(part) // 2))
-        of[part] = n_found + divided(joins, len(part), n_people)
-        n_found = int(of[part].max()) + 1
-    return of
+        joins, _ = join_people(space, turns[part], _links(of, odds, part))
+        n_people = min(2 * MAX_PEOPLE, max(len(part) // 2, 1))
+        joined[part] = n_found + divided(joins, len(part), n_people)
+        n_found = int(joined[part].max()) + 1
+    return joined
