@@ -35,7 +35,6 @@ from flasepformer.metrics import si_snr, talker_confusion, wrong_turns
 
 RATE = 16000
 OVERLAPS = (0.0, 0.1, 0.3)
-NAMES = ("one", "other")
 
 
 def talking_rms(waveform):
@@ -60,7 +59,7 @@ def speaks(source: NDArray[np.float32], rate: int = RATE) -> NDArray[np.bool_]:
 def annotation(active: NDArray[np.bool_]) -> Annotation:
     """Return frames (talker, frame) as the segments of `pyannote`."""
     found = Annotation(uri="talk")
-    for number, segment in enumerate(segments_of(active, NAMES)):
+    for number, segment in enumerate(segments_of(active, [str(n) for n in range(len(active))])):
         found[Span(segment.start, segment.end), number] = segment.talker
     return found
 
@@ -130,7 +129,9 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
             talks = np.stack([speaks(source) for source in sources])[:, : len(frames)]
             found = {"level": by_level_alone(frames)}
             for way in ("levels", "voices"):
-                activity, order, listened = Conversation(activity=way).who_speaks(passed, frames)
+                activity, order, listened = Conversation(activity=way, speakers="2").who_speaks(
+                    passed, frames
+                )
                 found[way] = activity
                 if way == "levels":
                     continue

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from flasepformer.inference import FileOptions, RunOptions, Separator
 
 STDOUT = "-"
+MOST_SPEAKERS = 10
+"""As in `flasepformer.conversation`, which would load torch for a word that is wrong."""
+
+
+def _checked_speakers(text: str | None) -> str | None:
+    if text in (None, "auto", *map(str, range(1, MOST_SPEAKERS + 1))):
+        return text
+    raise typer.BadParameter(f"must be auto, or a number from 1 to {MOST_SPEAKERS}, got {text!r}")
 
 
 def separate(
@@ -54,8 +62,12 @@ def separate(
         typer.Option("--mix-channels", help="Mix a stereo recording even if each channel has its talker."),
     ] = False,
     speakers: Annotated[
-        Literal["1", "2", "auto"] | None,
-        typer.Option(help="How many people talk; auto finds out. Silence where a talker is silent."),
+        str | None,
+        typer.Option(
+            metavar="[1|2|3|...|auto]",
+            callback=_checked_speakers,
+            help="How many people talk; auto finds out. Silence where a talker is silent.",
+        ),
     ] = None,
     segments: Annotated[
         bool,
@@ -128,6 +140,8 @@ def separate(
     if not 0 < overlap_seconds <= chunk_seconds / 2:
         half = f"half a chunk, {chunk_seconds / 2:g} s"
         raise typer.BadParameter(f"--overlap-seconds must be above 0 and at most {half}")
+    if activity == "levels" and speakers not in (None, "1", "2", "auto"):
+        raise typer.BadParameter(f"{speakers} speakers are told apart by voices: leave out --activity levels")
     run_options: RunOptions = {
         "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
         "overlap_seconds": overlap_seconds, "precision": cast(Any, precision),

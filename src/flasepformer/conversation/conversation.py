@@ -14,7 +14,9 @@ from flasepformer.audio import mix_down, read_audio, resample
 from flasepformer.conversation.activity import Activity, ActivityRule, activity_of, counted_activity
 from flasepformer.conversation.counting import talker_chances
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND, Frames, sweep
+from flasepformer.conversation.meeting import meet, people_of, stretches_of_one
 from flasepformer.conversation.mels import SAMPLE_RATE, log_mel
+from flasepformer.conversation.people import MAX_PEOPLE
 from flasepformer.conversation.rendering import Rendering
 from flasepformer.conversation.segments import (
     Segment,
@@ -30,7 +32,7 @@ from flasepformer.conversation.turns import Turns, mend
 from flasepformer.conversation.voice import voice_of
 from flasepformer.inference.finishing import Finished, Passed
 
-Speakers = Literal["1", "2", "auto"]
+SPEAKERS = (*(str(number) for number in range(1, MAX_PEOPLE + 1)), "auto")
 
 SEGMENT_FILES = (".rttm", ".json", ".vtt", ".txt")
 """Endings of the files of segments: RTTM, JSON, WebVTT, and labels for Audacity."""
@@ -46,6 +48,8 @@ SAME_VOICE = 0.42
 """A voice as like an enrolled one as this is the same: of 4 s, 3 % are missed and as many wrongly taken."""
 MAX_TIMES = 10
 """Times that a warning lists; the report has all."""
+PERSON_BYTES = 4
+"""The same for a frame and a person, beside the estimates."""
 FRAME_BYTES = 80
 """Most that exists at a time for a frame and an estimate: 74 measured with 40 minutes of 1150 turns."""
 PIECE_BYTES = 40_000_000
@@ -61,13 +65,16 @@ _RESERVED = re.compile(r"\s*|residual|speaker\d+")
 class Conversation:
     """Finishes what has passed a model of two talkers: tracks without ghosts, and who spoke when.
 
+    There may be more people than two, of whom at most two talk at a time.
+
     Raises:
         ValueError: An option makes no sense.
         ModuleNotFoundError: A timeline is wanted, and matplotlib is missing.
     """
 
-    speakers: Speakers = "auto"
-    """How many talkers there are; "auto" finds out whether it is one, or as many as the model has tracks."""
+    speakers: str = "auto"
+    """How many people talk, "1" to "10"; "auto" finds out. With other models than of two tracks, or channels
+    with a talker each, there are never more than those."""
     segments: bool = False
     """Write who spoke when, as RTTM, JSON, WebVTT and Audacity labels."""
     timeline: bool = False
@@ -85,8 +92,10 @@ class Conversation:
     """When a track counts as speech by its level."""
 
     def __post_init__(self) -> None:
-        if self.speakers not in ("1", "2", "auto"):
-            raise ValueError(f"speakers must be 1, 2 or auto, got {self.speakers!r}")
+        if self.speakers not in SPEAKERS:
+            raise ValueError(f"speakers must be 1 to {MAX_PEOPLE} or auto, got {self.speakers!r}")
+        if self.activity == "levels" and self.speakers not in ("1", "2", "auto"):
+            raise ValueError(f"{self.speakers} speakers are told apart by their voices, not by levels")
         if self.activity not in ("voices", "levels"):
             raise ValueError(f"activity must be voices or levels, got {self.activity!r}")
         if self.floor_db is not None and not self.floor_db <= 0:
@@ -108,7 +117,7 @@ class Conversation:
 
     def labels(self, n_sources: int) -> tuple[str, ...]:
         """Return the labels of all tracks that there may be."""
-        n_tracks = 1 if self.speakers == "1" else n_sources
+        n_tracks = 1 if self.speakers == "1" else max(n_sources, self._most_people(n_sources))
         known = tuple(name for name, _ in self.names)
         return (*dict.fromkeys((*_speakers(n_tracks), *known)), *(("residual",) * self.residual))
 
@@ -118,7 +127,14 @@ class Conversation:
 
     def need_bytes(self, n_sources: int, seconds: float) -> int:
         """See `Finisher`."""
-        return PIECE_BYTES + round(FRAME_BYTES * n_sources * seconds * FRAMES_PER_SECOND)
+        frame_bytes = FRAME_BYTES * n_sources + PERSON_BYTES * self._most_people(n_sources)
+        return PIECE_BYTES + round(frame_bytes * seconds * FRAMES_PER_SECOND)
+
+    def _most_people(self, n_sources: int) -> int:
+        """Return how many people's tracks there may be beyond those of the model, or instead."""
+        if self.activity == "levels" or n_sources != 2:
+            return n_sources
+        return MAX_PEOPLE if self.speakers == "auto" else int(self.speakers)
 
     def finish(self, passed: Passed) -> Finished:
         """Decide who speaks when, and make the tracks."""
@@ -126,12 +142,14 @@ class Conversation:
         seconds = passed.n_samples / passed.sample_rate
         activity, order, turns = self.who_speaks(passed, frames)
         notes, warnings = [], []
-        is_one = self.speakers == "auto" and (talks_alone(activity) or is_one_voice(activity, turns))
-        is_one = is_one and bool(activity.any())
+        is_one = self.speakers == "auto" and is_one_person(activity, turns)
         if is_one:
             notes.append("one person talks in this recording: there is one track")
         if self.speakers == "1" or is_one:
             activity = np.asarray(activity.any(0))[None]
+        if self.speakers != "auto" and len(activity) < int(self.speakers):
+            reason = "channels have a talker each" if passed.channels else "tracks are what the model has"
+            warnings.append(f"there are {len(activity)} tracks, not {self.speakers}: so many {reason}")
         if not activity.any():
             notes.append("nobody speaks in this recording: the tracks are silent")
         rendering = Rendering(
@@ -169,13 +187,21 @@ class Conversation:
             notes=tuple(notes),
         )
 
-    def who_speaks(self, passed: Passed, frames: Frames) -> tuple[Activity, NDArray[np.intp], Turns | None]:
+    def who_speaks(self, passed: Passed, frames: Frames) -> tuple[Activity, NDArray[np.int8], Turns | None]:
         """Return who speaks on which track, the estimate that each track takes, and what the voices said."""
         n_tracks = passed.n_sources
-        order = np.repeat(np.arange(n_tracks)[:, None], len(frames), 1)
+        order = np.repeat(np.arange(n_tracks, dtype=np.int8)[:, None], len(frames), 1)
         if self.activity == "levels" or n_tracks != 2 or passed.channels:
             return activity_of(frames, self.rule), order, None
         activity = counted_activity(frames, talker_chances(passed, frames))
+        if self.speakers not in ("1", "2"):
+            wanted = None if self.speakers == "auto" else int(self.speakers)
+            stretches = stretches_of_one(passed, frames, activity)
+            who = people_of(stretches, wanted)
+            n_people = wanted or int(who.max(initial=-1)) + 1
+            if n_people > 2:
+                meeting = meet(stretches, who, n_people, len(frames))
+                return meeting.activity, meeting.order, meeting.turns
         turns = mend(passed, activity)
         if self.speakers == "1":
             return activity, order, turns
@@ -238,6 +264,12 @@ def talks_alone(activity: Activity) -> bool:
     """Tell whether all but one track speak next to never: it is one person, and noises."""
     seconds = np.sort(activity.sum(-1)) * FRAME_SECONDS
     return bool(seconds[:-1].sum() < max(LEAST_SECONDS, LEAST_SHARE * seconds[-1]))
+
+
+def is_one_person(activity: Activity, turns: Turns | None) -> bool:
+    """Tell whether all speech on the tracks (track, frame) is one person's; not so if nobody speaks."""
+    is_one = talks_alone(activity) or (len(activity) == 2 and is_one_voice(activity, turns))
+    return is_one and bool(activity.any())
 
 
 def is_one_voice(activity: Activity, turns: Turns | None) -> bool:

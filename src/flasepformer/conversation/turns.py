@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flasepformer.conversation.activity import Activity
-from flasepformer.conversation.decoding import likeliest_path
+from flasepformer.conversation.decoding import best_through, likeliest_path
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND
 from flasepformer.conversation.mels import read_mels
 from flasepformer.conversation.voice import voice_of
@@ -62,10 +62,17 @@ class Doubt:
     mended: bool
     """Whether it was moved to the other track than the model's."""
 
+    @classmethod
+    def of(cls, stretch: Stretch, gain: float, *, mended: bool = False) -> "Doubt":
+        """Say how doubtful a stretch is, by the log odds of its place."""
+        confidence = round(float(1 / (1 + np.exp(-gain))), 3)
+        first, last = stretch.first * FRAME_SECONDS, stretch.last * FRAME_SECONDS
+        return cls(round(first, 2), round(last, 2), confidence, mended)
+
 
 @dataclass(frozen=True, eq=False)
 class Turns:
-    """What was found about the stretches of two tracks."""
+    """What was found about the stretches of all tracks."""
 
     swapped: NDArray[np.bool_]
     """(frame,): where the tracks take each other's estimate."""
@@ -73,9 +80,9 @@ class Turns:
     n_mended: int
     """Stretches that were moved."""
     likeness: float
-    """Of the voices of the two tracks, -1 to 1; nan if one has none."""
+    """Of the voices of two talkers, those most alike, -1 to 1; nan if one has none."""
     voices: NDArray[np.float64] | None = None
-    """(2, n_dims) of the talkers, of length 1, zero for one who never talks alone; None if nobody does."""
+    """(talker, n_dims), of length 1, zero for one who never talks alone; None if nobody does."""
 
 
 def stretches_of(passed: Passed, activity: Activity) -> list[Stretch]:
@@ -87,11 +94,22 @@ def stretches_of(passed: Passed, activity: Activity) -> list[Stretch]:
         if state[first] == 0:
             continue
         track = None if state[first] == 3 else int(state[first]) - 1
-        found.append(Stretch(first, last, track, _voices(passed, first, last, track)))
+        found.append(Stretch(first, last, track, voices_in(passed, first, last, track)))
     return found
 
 
-def _voices(passed: Passed, first: int, last: int, track: int | None) -> NDArray[np.float32] | None:
+def voices_in(passed: Passed, first: int, last: int, track: int | None) -> NDArray[np.float32] | None:
+    """Listen to the frames from first to last: a voice (n_dims,), or (track, n_dims) if two talk there.
+
+    Args:
+        passed: The recording.
+        first: Frame.
+        last: The one after the last.
+        track: On which one talks alone, so that the recording is listened to; None if both do.
+
+    Returns:
+        None if it is too short to have a voice; of a long time, that of its middle.
+    """
     if (last - first) * FRAME_SECONDS < LEAST_SECONDS:
         return None
     spare = max(0, last - first - round(MOST_SECONDS * FRAMES_PER_SECOND))
@@ -133,13 +151,10 @@ def mend(passed: Passed, activity: Activity) -> Turns:
         swapped[(end + stretch.first) // 2 : stretch.last] = bool(state)  # changes in the middle of a pause
         end = stretch.last
     doubts = tuple(
-        Doubt(
-            round(stretch.first * FRAME_SECONDS, 2), round(stretch.last * FRAME_SECONDS, 2),
-            round(float(1 / (1 + np.exp(-gain))), 3), bool(state),
-        )
+        Doubt.of(stretch, gain, mended=bool(state))
         for stretch, state, gain in zip(found, states, gains, strict=True)
         if gain < DOUBTFUL_GAIN and stretch.last - stretch.first >= LEAST_SECONDS * FRAMES_PER_SECOND
-    )  # fmt: skip
+    )
     sums = _sums(found, states)
     voices = sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-9)
     return Turns(swapped, doubts, int(states.sum()), _likeness(found, states), voices)
@@ -184,8 +199,7 @@ def _settle(
     for _ in range(N_ROUNDS):
         scores = _scores(found, states)
         path = likeliest_path(scores, change)
-        forward, backward = _best_to(scores, change), _best_from(scores, change)
-        through = forward + backward - scores  # best course with each state here
+        through = best_through(scores, change)
         gains = through[np.arange(len(found)), path] - through[np.arange(len(found)), 1 - path]
         total = float(through[0].max())
         if (path == states).all():
@@ -231,17 +245,3 @@ def _likeness(found: list[Stretch], states: NDArray[np.intp]) -> float:
     sums = _sums(found, states)
     lengths = np.linalg.norm(sums, axis=-1)
     return float(sums[0] @ sums[1] / lengths.prod()) if lengths.min() > 1e-6 else float("nan")
-
-
-def _best_to(scores: NDArray[np.float64], change: NDArray[np.float64]) -> NDArray[np.float64]:
-    best = scores.copy()
-    for step in range(1, len(scores)):
-        best[step] += (best[step - 1][:, None] + change[step]).max(0)
-    return best
-
-
-def _best_from(scores: NDArray[np.float64], change: NDArray[np.float64]) -> NDArray[np.float64]:
-    best = scores.copy()
-    for step in range(len(scores) - 2, -1, -1):
-        best[step] += (change[step + 1] + best[step + 1][None]).max(1)
-    return best

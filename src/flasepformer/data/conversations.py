@@ -69,8 +69,9 @@ def plan_conversation(
         turns.append(Turn(talker, utterance, start, end))
         ends[talker], last_start = end, start
         listens = end < ends.max() and overlapped < overlap * speech  # and has time for another remark
-        if not listens and rng.random() > _KEEP_TURN:
-            talker = int(rng.choice([other for other in range(len(utterances)) if other != talker]))
+        others = [other for other in range(len(utterances)) if other != talker]
+        if others and not listens and rng.random() > _KEEP_TURN:
+            talker = int(rng.choice(others))
 
 
 def _pause_share(overlap: float) -> float:

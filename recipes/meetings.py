@@ -1,0 +1,129 @@
+"""Measure who spoke when, and how many, in simulated conversations of one to four talkers.
+
+Usage: python recipes/meetings.py SPEECH.csv [--split test] [--people 1,2,3,4] [--seconds 60] [--count 12]
+
+For every number of people and share of overlap: how many are counted; error rates of diarization (DER without
+a collar, JER; `pyannote.metrics`) by the level of each estimate, with the number found, and with the number
+told; and the share of the talking time on the wrong track. Everybody says something for 3 s or more.
+"""
+
+import argparse
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from conversations import RATE, annotation, passed_of, speaks, talking_rms
+from numpy.typing import NDArray
+from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+
+from flasepformer.audio import read_audio, resample
+from flasepformer.conversation import Conversation
+from flasepformer.conversation.activity import by_level_alone
+from flasepformer.conversation.conversation import is_one_person
+from flasepformer.conversation.frames import sweep
+from flasepformer.conversation.rendering import Rendering
+from flasepformer.data import plan_conversations, read_utterances
+from flasepformer.inference import Separator
+from flasepformer.metrics import talker_confusion
+
+LEAST_SECONDS = 3.0
+WAYS = ("level", "auto", "told")
+
+
+def conversations(
+    speech: Path, split: str, n_people: int, count: int, seconds: float, overlap: float
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the sources (talker, time) of conversations in which everybody says something."""
+    utterances, rng, found = read_utterances(speech, split), np.random.default_rng(1), 0
+    plans = plan_conversations(
+        utterances, 20 * count, 1, n_sources=n_people, seconds=seconds, overlap=overlap
+    )
+    for plan in plans:
+        spoken = np.zeros(n_people)
+        for turn in plan.turns:
+            spoken[turn.talker] += (turn.end_seconds or seconds) - turn.start_seconds
+        if spoken.min() < LEAST_SECONDS:
+            continue
+        sources = np.zeros((n_people, round(seconds * RATE)), np.float32)
+        level = 0.05 * 10 ** (rng.uniform(-4, 4, n_people) / 20)
+        for turn in plan.turns:
+            recording = read_audio(turn.utterance.path)
+            said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
+            first = round(turn.start_seconds * RATE)
+            last = min(first + len(said), sources.shape[-1])
+            gain = np.float32(level[turn.talker] / talking_rms(said))
+            sources[turn.talker, first:last] += gain * said[: last - first]
+        yield sources
+        found += 1
+        if found == count:
+            return
+
+
+def padded(signals: NDArray[np.float32], n: int) -> torch.Tensor:
+    """Return signals (n, time), silent where there are fewer."""
+    return torch.from_numpy(np.pad(signals, ((0, n - len(signals)), (0, 0))))
+
+
+def score(separator: Separator, speech: Path, split: str, n_people: int, **plan: float) -> None:
+    """Print what is found in conversations of so many people."""
+    rates = {way: (DiarizationErrorRate(), JaccardErrorRate()) for way in WAYS}
+    counted, wrong, spoken = np.zeros(11, int), dict.fromkeys(WAYS[1:], 0.0), 0.0
+    for sources in conversations(speech, split, n_people, **plan):
+        mixture = sources.sum(0)
+        passed = passed_of(separator, mixture, RATE)
+        frames = sweep(passed)
+        talks = np.stack([speaks(source) for source in sources])[:, : len(frames)]
+        activity, order, turns = Conversation().who_speaks(passed, frames)
+        if is_one_person(activity, turns):
+            activity = activity.any(0)[None]
+        counted[len(activity)] += 1
+        found = {"level": (by_level_alone(frames), order), "auto": (activity, order)}
+        if len(activity) == n_people:
+            found["told"] = activity, order
+        else:
+            activity, order, _ = Conversation(speakers=str(n_people)).who_speaks(passed, frames)
+            found["told"] = (activity.any(0)[None] if n_people == 1 else activity), order
+        for way, (active, taken) in found.items():
+            for rate in rates[way]:
+                rate(annotation(talks), annotation(active))
+            if way != "level":
+                tracks = Rendering(passed, frames, active, taken[: len(active)]).tracks(0, passed.n_samples)
+                n = max(len(tracks), len(sources))
+                share = float(talker_confusion(padded(tracks, n), padded(sources, n), RATE))
+                wrong[way] += share * talks.sum()
+        spoken += talks.sum()
+    shown = " ".join(
+        f"{way} {100 * abs(der):.1f} ({100 * abs(jer):.1f})" for way, (der, jer) in rates.items()
+    )
+    print(
+        f"{n_people} people, {plan['seconds']:g} s, {plan['overlap']:.0%} overlap: counted 1, 2, ... "
+        f"{counted[1:7].tolist()}; DER (JER) % {shown}; talking time on the wrong track: "
+        + ", ".join(f"{way} {100 * share / spoken:.1f} %" for way, share in wrong.items()),
+        flush=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line for every number of people and overlap."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("speech", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--people", default="1,2,3,4")
+    parser.add_argument("--overlaps", default="0,0.1")
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--model", default="default")
+    options = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")  # pyannote has its say about every recording
+    separator = Separator.from_pretrained(options.model, device="cpu")
+    for n_people in map(int, options.people.split(",")):
+        for overlap in map(float, options.overlaps.split(",")):
+            if n_people > 1 or overlap == 0:
+                plan = {"count": options.count, "seconds": options.seconds, "overlap": overlap}
+                score(separator, options.speech, options.split, n_people, **plan)
+
+
+if __name__ == "__main__":
+    main()
