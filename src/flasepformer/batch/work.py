@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flasepformer.batch.buckets import Bucket, is_address
+from flasepformer.batch.buckets import Bucket, StoreError, is_address
 from flasepformer.batch.claims import Claims
+from flasepformer.batch.leases import Leases
 from flasepformer.batch.outcomes import Outcome, Track
 from flasepformer.batch.recordings import Recording
 from flasepformer.batch.tries import Tries, TryBook
@@ -61,7 +62,9 @@ class Worker:
         state = Path(work.state)
         state.mkdir(parents=True, exist_ok=True)
         self._work = work
-        self._claims = Claims(state / "claims")
+        self._claims: Claims | Leases = Claims(state / "claims")
+        if is_address(work.out) and (bucket := Bucket(work.out)).takes_conditions:
+            self._claims = Leases(bucket, f"{STATE_FOLDER}/claims", self._claims, state / "machine")
         self._tries = TryBook(state / "tries", work.run, again=work.again)
 
     def __call__(self, recording: Recording, *, wait: bool = False) -> Outcome:
@@ -71,13 +74,13 @@ class Worker:
             recording: Which.
             wait: For another run that works on it; otherwise the outcome says "elsewhere".
         """
-        with self._claims.hold(recording.key, wait=wait) as ours:
-            if not ours:
-                return Outcome(recording, "elsewhere", error="another run works on it")
-            try:
+        try:
+            with self._claims.hold(recording.key, wait=wait) as ours:
+                if not ours:
+                    return Outcome(recording, "elsewhere", error="another run works on it")
                 return self._try(recording)
-            except OutputError as error:  # no fault of the recording: the disk is full, say
-                return Outcome(recording, "stopped", error=str(error))
+        except (OutputError, StoreError) as error:  # no fault of the recording: the disk is full, say
+            return Outcome(recording, "stopped", error=str(error))
 
     def _try(self, recording: Recording) -> Outcome:
         tries, was_cut_off = self.begin(recording)
@@ -85,7 +88,7 @@ class Worker:
         while not tries.over:
             try:
                 outcome = self._separate(recording, was_cut_off)
-            except OutputError:
+            except (OutputError, StoreError):
                 self._tries.end(recording.key)
                 raise
             except OutputExists as error:

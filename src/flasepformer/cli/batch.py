@@ -215,7 +215,16 @@ class _Run:
         again: bool,
     ) -> None:
         """Separate all recordings, unless the model, the device or the disk fails."""
-        from flasepformer.batch import STATE_FOLDER, ClusterError, Work, is_address, run_locally, run_on_ray
+        from flasepformer.batch import (
+            STATE_FOLDER,
+            Bucket,
+            ClusterError,
+            StoreError,
+            Work,
+            is_address,
+            run_locally,
+            run_on_ray,
+        )
         from flasepformer.evaluation.separating import share_memory
         from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
         from flasepformer.models import CheckpointError
@@ -228,8 +237,10 @@ class _Run:
         else:
             state = Path(out).absolute() / STATE_FOLDER
         try:
-            if not is_address(out):
-                with growing_folder(Path(out)):  # before the model is loaded: can anything be written there?
+            if is_address(out):  # before the model is loaded: can anything be written there?
+                Bucket(out).check_writable()
+            else:
+                with growing_folder(Path(out)):
                     pass
             obtain_published(name, accept_licence=accept_licence, quiet=self.quiet)
             shared = run_options if address else share_memory(run_options, n_workers) or run_options
@@ -246,7 +257,7 @@ class _Run:
             )
             with closing(cast(Any, outcomes)):
                 self._follow(outcomes, recordings)
-        except (CheckpointError, DeviceError, OutputError, ClusterError) as error:
+        except (CheckpointError, DeviceError, OutputError, ClusterError, StoreError) as error:
             self.exit_code = 3
             print_message(f"error: {error}")
 
@@ -286,14 +297,14 @@ class _Run:
         from flasepformer.batch import STATE_FOLDER, Bucket, Claims, write_manifest
         from flasepformer.temporary import temporary_folder
 
-        if is_bucket:
-            with temporary_folder() as scratch:
-                for path in write_manifest(self.outcomes, scratch):
-                    Bucket(out).put(path, path.name)
-                    print_result(f"{out.rstrip('/')}/{path.name}")
-            return
         folder = Path(out)
         try:
+            if is_bucket:
+                with temporary_folder() as scratch:
+                    for path in write_manifest(self.outcomes, scratch):
+                        Bucket(out).put(path, path.name)
+                        print_result(f"{out.rstrip('/')}/{path.name}")
+                return
             (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
             with Claims(folder / STATE_FOLDER / "claims").hold("manifest", wait=True):
                 for path in write_manifest(self.outcomes, folder):
