@@ -67,7 +67,8 @@ def batch(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Most for a recording, such as 800M; by default the workers share half of what is free."
+            help="Most for all recordings that are worked on, such as 8G; by default half of what is free. "
+            "On a cluster: for each worker."
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
@@ -225,8 +226,8 @@ class _Run:
             run_locally,
             run_on_ray,
         )
-        from flasepformer.evaluation.separating import share_memory
         from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
+        from flasepformer.inference.memory import USABLE_SHARE, free_memory
         from flasepformer.models import CheckpointError
 
         name, device, accept_licence = model
@@ -243,13 +244,17 @@ class _Run:
                 with growing_folder(Path(out)):
                     pass
             obtain_published(name, accept_licence=accept_licence, quiet=self.quiet)
-            shared = run_options if address else share_memory(run_options, n_workers) or run_options
             try:
-                separator = Separator.from_pretrained(name, device, **run_options).alike(shared)
+                separator = Separator.from_pretrained(name, device, **run_options)
             except OSError as error:
                 raise CheckpointError(f"{name} cannot be read: {describe(error)}") from error
             place = out if is_address(out) else os.path.abspath(out)
-            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again)
+            memory, n_shares = cast("int | None", run_options.get("memory")), n_workers
+            if address:
+                n_shares = 1  # a cluster has its own way to tell how many workers have room on a machine
+            elif memory is None and (free := free_memory()):
+                memory = int(USABLE_SHARE * free)
+            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again, memory, n_shares)
             outcomes = (
                 run_on_ray(work, recordings, n_workers, address=address, n_gpus=gpus)
                 if address
