@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +19,15 @@ except (
 SCRATCH_PREFIX = "flasepformer-scratch-"
 """How our folders in the system's folder for temporary files are named."""
 
+CLEARING_SECONDS = 600.0
+"""A process looks for what others have left at most so often in a folder, which may hold very many files."""
+
+_last_clearing: dict[tuple[str, Path], float] = {}
+
 
 @contextmanager
 def temporary_folder(prefix: str = SCRATCH_PREFIX, parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder that is removed at the end, and remove those of processes that did not come so far.
+    """Make a folder that is removed at the end, and now and then remove those that killed processes left.
 
     Its owner holds a lock on it, which ends with the process however that ends.
 
@@ -33,7 +39,7 @@ def temporary_folder(prefix: str = SCRATCH_PREFIX, parent: Path | None = None) -
         OSError: It cannot be made there.
     """
     where = Path(tempfile.gettempdir()) if parent is None else parent
-    clear_abandoned(prefix, where)
+    _clear_now_and_then(prefix, where)
     path, lock = _made(prefix, where)
     try:
         yield path
@@ -41,6 +47,13 @@ def temporary_folder(prefix: str = SCRATCH_PREFIX, parent: Path | None = None) -
         shutil.rmtree(path, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _clear_now_and_then(prefix: str, parent: Path) -> None:
+    key, now = (prefix, parent.absolute()), time.monotonic()
+    if now - _last_clearing.get(key, -CLEARING_SECONDS) >= CLEARING_SECONDS:
+        clear_abandoned(prefix, parent)
+        _last_clearing[key] = now
 
 
 def clear_abandoned(prefix: str, parent: Path) -> None:

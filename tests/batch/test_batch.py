@@ -2,7 +2,9 @@
 
 import csv
 import json
+import threading
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,13 @@ def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_els
     work, talks, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("flasepformer.batch.local._CONTEXT", CONTEXT)  # four processes, in a moment
+
+    def kill_the_first():
+        while not (processes := active_children()):
+            time.sleep(0.01)
+        processes[0].kill()  # while it imports, before it has what it needs
+
+    threading.Thread(target=kill_the_first).start()
     options = {"finisher": Killing(always="3", once="1", mark=str(tmp_path / "mark"))}
     outcomes = list(run_locally(work(options=options), longest_first(recordings(talks)), 1))
     states = {outcome.recording.name: outcome.state for outcome in outcomes}
@@ -208,7 +217,7 @@ def test_a_list_may_be_parquet_and_so_is_the_manifest(work, talks, tmp_path):
 
 
 def test_a_bucket_has_the_tracks_with_the_report_last_and_what_is_there_is_not_done_again(
-    work, talks, tmp_path
+    work, talks, tmp_path, monkeypatch
 ):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
@@ -219,12 +228,15 @@ def test_a_bucket_has_the_tracks_with_the_report_last_and_what_is_there_is_not_d
     ]  # fmt: skip
     changes = {"out": "memory://tracks", "state": str(tmp_path / "state")}
     order = []
-    put = store.put_file
-    store.put_file = lambda local, remote, **kw: (order.append(remote), put(local, remote, **kw))[1]
-    try:
-        done = work("first", **changes).worker()(Recording("memory://talks/in/1.wav", "a", "1"))
-    finally:
-        del store.put_file
+    put = type(store).put_file
+
+    def noted(self, local, remote, **options):
+        order.append(remote)
+        put(self, local, remote, **options)
+
+    monkeypatch.setattr(type(store), "put_file", noted)
+    done = work("first", **changes).worker()(Recording("memory://talks/in/1.wav", "a", "1"))
+    monkeypatch.undo()
     assert done.state == "done"
     assert [place.rpartition("/")[2] for place in order] == [
         "1_speaker1.wav", "1_speaker2.wav", "1_separation.json",

@@ -28,6 +28,8 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.exclude = fcntl is not None
+        """Whether they keep anybody out here; on Windows they do not."""
 
     @contextmanager
     def hold(self, name: str, *, wait: bool = False) -> Iterator[bool]:

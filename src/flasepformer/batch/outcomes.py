@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flasepformer.batch.recordings import Recording
 from flasepformer.files import write_whole, written_whole
 
-State = Literal["done", "skipped", "failed", "quarantined", "elsewhere", "stopped"]
+State = Literal["done", "skipped", "failed", "quarantined", "elsewhere", "cramped", "stopped"]
 
 COLUMNS = ("input", "track", "sha256", "seconds", "confidence", "state", "error")
 """Of a manifest, one row for each track, or for each recording that has none."""
@@ -36,8 +36,8 @@ class Outcome:
     recording: Recording
     state: State
     """"done" now; "skipped", done by an earlier run or another one; "failed", as its outputs are of something
-    else; "quarantined", after two tries; "elsewhere", another run works on it; "stopped", nothing can be
-    written any more."""
+    else; "quarantined", after two tries; "elsewhere", another run works on it; "cramped", it needs more
+    memory than it was given, and there is more; "stopped", nothing can be written any more."""
     tracks: tuple[Track, ...] = ()
     seconds: float | None = None
     """Length of the recording and of each track."""

@@ -1,5 +1,6 @@
 """One recording in, its tracks committed with their report, what became of it out: the same on any engine."""
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -8,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flasepformer.batch.buckets import Bucket, is_address
+from flasepformer.batch.buckets import Bucket, StoreError, is_address
 from flasepformer.batch.claims import Claims
+from flasepformer.batch.leases import Leases
 from flasepformer.batch.outcomes import Outcome, Track
 from flasepformer.batch.recordings import Recording
 from flasepformer.batch.tries import Tries, TryBook
@@ -44,6 +46,23 @@ class Work:
     """Name of the run."""
     again: bool = False
     """Whether recordings that earlier runs gave up are tried anew."""
+    memory: int | None = None
+    """Most bytes for all that is separated at a time, beside programs and models; None asks the separator's
+    own options for each."""
+    n_shares: int = 1
+    """Into which that is divided, one for each worker."""
+
+    def shares_of(self, recording: Recording) -> int:
+        """Return how many shares a recording needs to go through the model in the best way that there is."""
+        if self.memory is None or self.n_shares == 1:
+            return 1
+        need = self._within_all.need_bytes(recording.seconds, finisher=self.options.get("finisher"))
+        return 1 if need is None else math.ceil(need * self.n_shares / self.memory)
+
+    @cached_property
+    def _within_all(self) -> Separator:
+        assert self.memory is not None, "asked only where there is a limit"
+        return self.separator.within(self.memory)
 
     def worker(self) -> "Worker":
         """Return what works in this process."""
@@ -61,31 +80,36 @@ class Worker:
         state = Path(work.state)
         state.mkdir(parents=True, exist_ok=True)
         self._work = work
-        self._claims = Claims(state / "claims")
+        self._separators: dict[int, Separator] = {}
+        self._claims: Claims | Leases = Claims(state / "claims")
+        if is_address(work.out) and (bucket := Bucket(work.out)).takes_conditions:
+            self._claims = Leases(bucket, f"{STATE_FOLDER}/claims", self._claims, state / "machine")
         self._tries = TryBook(state / "tries", work.run, again=work.again)
 
-    def __call__(self, recording: Recording, *, wait: bool = False) -> Outcome:
+    def __call__(self, recording: Recording, *, wait: bool = False, n_shares: int | None = None) -> Outcome:
         """Separate a recording, unless that has been done.
 
         Args:
             recording: Which.
             wait: For another run that works on it; otherwise the outcome says "elsewhere".
+            n_shares: Of the memory that it may take; all by default. With fewer, the outcome of what needs
+                more is "cramped".
         """
-        with self._claims.hold(recording.key, wait=wait) as ours:
-            if not ours:
-                return Outcome(recording, "elsewhere", error="another run works on it")
-            try:
-                return self._try(recording)
-            except OutputError as error:  # no fault of the recording: the disk is full, say
-                return Outcome(recording, "stopped", error=str(error))
+        try:
+            with self._claims.hold(recording.key, wait=wait) as ours:
+                if not ours:
+                    return Outcome(recording, "elsewhere", error="another run works on it")
+                return self._try(recording, n_shares or self._work.n_shares)
+        except (OutputError, StoreError) as error:  # no fault of the recording: the disk is full, say
+            return Outcome(recording, "stopped", error=str(error))
 
-    def _try(self, recording: Recording) -> Outcome:
+    def _try(self, recording: Recording, n_shares: int) -> Outcome:
         tries, was_cut_off = self.begin(recording)
         lacks_memory = False
         while not tries.over:
             try:
-                outcome = self._separate(recording, was_cut_off)
-            except OutputError:
+                outcome = self._separate(recording, was_cut_off, n_shares)
+            except (OutputError, StoreError):
                 self._tries.end(recording.key)
                 raise
             except OutputExists as error:
@@ -93,6 +117,9 @@ class Worker:
                 return Outcome(recording, "failed", error=str(error))
             except Exception as error:  # whatever it is, the others go on
                 lacks_memory = isinstance(error, NotEnoughMemory)
+                if lacks_memory and n_shares < self._work.n_shares:
+                    self._tries.end(recording.key)
+                    return Outcome(recording, "cramped", error=str(error))
                 tries = tries.failed(_sentence(error, recording.source))
                 self._tries.write(recording.key, tries)
             else:
@@ -105,7 +132,7 @@ class Worker:
         identity = f"{_identity(recording.source)} {self._weights}"
         return self._tries.begin(recording.key, recording.source, identity)
 
-    def _separate(self, recording: Recording, was_cut_off: bool) -> Outcome:
+    def _separate(self, recording: Recording, was_cut_off: bool, n_shares: int) -> Outcome:
         """Separate a recording, to and from buckets where it or its tracks are there."""
         source: AbstractContextManager[str | Path] = nullcontext(recording.source)
         if is_address(recording.source):
@@ -113,24 +140,38 @@ class Worker:
         with source as path:
             if not is_address(self._work.out):
                 folder = Path(self._work.out, recording.folder)
-                return self._separate_file(recording, path, folder, was_cut_off)
+                return self._separate_file(recording, path, folder, n_shares, was_cut_off)
             bucket, report = Bucket(self._work.out), self._report_name(recording)
             with bucket.mirrored(recording.folder, report) as mirror:
-                outcome = self._separate_file(recording, path, mirror.folder)
+                outcome = self._separate_file(recording, path, mirror.folder, n_shares)
                 return mirror.committed(outcome)
 
     def _separate_file(
-        self, recording: Recording, path: str | Path, folder: Path, was_cut_off: bool = False
+        self,
+        recording: Recording,
+        path: str | Path,
+        folder: Path,
+        n_shares: int,
+        was_cut_off: bool = False,
     ) -> Outcome:
         options: FileOptions = {**self._work.options, "name": recording.name}
         if was_cut_off and not (folder / self._report_name(recording)).exists():
             options["overwrite"] = True  # perhaps between the name of its first track and that of its report
         try:
-            report = self._work.separator.separate_file_with_report(path, folder, **options)
+            report = self._separator(n_shares).separate_file_with_report(path, folder, **options)
         except AlreadySeparated as error:
             return _outcome(recording, "skipped", error.tracks, read_report(error.report))
         facts = {"seconds": report.seconds, "confidence": report.confidence, "warnings": report.warnings}
         return _outcome(recording, "done", report.tracks, facts)
+
+    def _separator(self, n_shares: int) -> Separator:
+        """Return one that takes no more memory than that."""
+        work = self._work
+        if work.memory is None:
+            return work.separator
+        if n_shares not in self._separators:
+            self._separators[n_shares] = work.separator.within(work.memory * n_shares // work.n_shares)
+        return self._separators[n_shares]
 
     def _report_name(self, recording: Recording) -> str:
         options, n_sources = self._work.options, self._work.separator.n_sources

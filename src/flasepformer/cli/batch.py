@@ -67,7 +67,8 @@ def batch(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Most for a recording, such as 800M; by default the workers share half of what is free."
+            help="Most for all recordings that are worked on, such as 8G; by default half of what is free. "
+            "On a cluster: for each worker."
         ),
     ] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
@@ -215,9 +216,18 @@ class _Run:
         again: bool,
     ) -> None:
         """Separate all recordings, unless the model, the device or the disk fails."""
-        from flasepformer.batch import STATE_FOLDER, ClusterError, Work, is_address, run_locally, run_on_ray
-        from flasepformer.evaluation.separating import share_memory
+        from flasepformer.batch import (
+            STATE_FOLDER,
+            Bucket,
+            ClusterError,
+            StoreError,
+            Work,
+            is_address,
+            run_locally,
+            run_on_ray,
+        )
         from flasepformer.inference import DeviceError, OutputError, Separator, growing_folder
+        from flasepformer.inference.memory import USABLE_SHARE, free_memory
         from flasepformer.models import CheckpointError
 
         name, device, accept_licence = model
@@ -228,17 +238,23 @@ class _Run:
         else:
             state = Path(out).absolute() / STATE_FOLDER
         try:
-            if not is_address(out):
-                with growing_folder(Path(out)):  # before the model is loaded: can anything be written there?
+            if is_address(out):  # before the model is loaded: can anything be written there?
+                Bucket(out).check_writable()
+            else:
+                with growing_folder(Path(out)):
                     pass
             obtain_published(name, accept_licence=accept_licence, quiet=self.quiet)
-            shared = run_options if address else share_memory(run_options, n_workers) or run_options
             try:
-                separator = Separator.from_pretrained(name, device, **run_options).alike(shared)
+                separator = Separator.from_pretrained(name, device, **run_options)
             except OSError as error:
                 raise CheckpointError(f"{name} cannot be read: {describe(error)}") from error
             place = out if is_address(out) else os.path.abspath(out)
-            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again)
+            memory, n_shares = cast("int | None", run_options.get("memory")), n_workers
+            if address:
+                n_shares = 1  # a cluster has its own way to tell how many workers have room on a machine
+            elif memory is None and (free := free_memory()):
+                memory = int(USABLE_SHARE * free)
+            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again, memory, n_shares)
             outcomes = (
                 run_on_ray(work, recordings, n_workers, address=address, n_gpus=gpus)
                 if address
@@ -246,7 +262,7 @@ class _Run:
             )
             with closing(cast(Any, outcomes)):
                 self._follow(outcomes, recordings)
-        except (CheckpointError, DeviceError, OutputError, ClusterError) as error:
+        except (CheckpointError, DeviceError, OutputError, ClusterError, StoreError) as error:
             self.exit_code = 3
             print_message(f"error: {error}")
 
@@ -286,14 +302,14 @@ class _Run:
         from flasepformer.batch import STATE_FOLDER, Bucket, Claims, write_manifest
         from flasepformer.temporary import temporary_folder
 
-        if is_bucket:
-            with temporary_folder() as scratch:
-                for path in write_manifest(self.outcomes, scratch):
-                    Bucket(out).put(path, path.name)
-                    print_result(f"{out.rstrip('/')}/{path.name}")
-            return
         folder = Path(out)
         try:
+            if is_bucket:
+                with temporary_folder() as scratch:
+                    for path in write_manifest(self.outcomes, scratch):
+                        Bucket(out).put(path, path.name)
+                        print_result(f"{out.rstrip('/')}/{path.name}")
+                return
             (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
             with Claims(folder / STATE_FOLDER / "claims").hold("manifest", wait=True):
                 for path in write_manifest(self.outcomes, folder):

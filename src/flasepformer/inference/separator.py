@@ -41,13 +41,14 @@ from flasepformer.inference.inputs import as_regular_file
 from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK, TalkingLevel
 from flasepformer.inference.memory import format_size
 from flasepformer.inference.outputs import (
+    OutputError,
     Outputs,
     explain_write_failure,
     growing_folder,
     plan_outputs,
     publish,
 )
-from flasepformer.inference.plans import Plan, full_disk, spill_folder
+from flasepformer.inference.plans import NotEnoughMemory, Plan, full_disk, spill_folder
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
 from flasepformer.inference.tracks import (
@@ -85,6 +86,9 @@ READING_SHARE = 0.05
 """Of the work, each of the two sweeps over the recording that come before the model."""
 
 MODEL_SHARE = 0.8
+
+_MOST_KEPT_RATIO = 12
+"""Samples of a recording to those that the model hears, at most as a rule: 48 kHz in stereo to 8 kHz."""
 
 FINISHING_FROM = 0.92
 """Share of the work that is done when a finisher begins."""
@@ -251,7 +255,36 @@ class Separator:
         other = Separator(self.model, self.device, **options)
         other.description, other._cautions = self.description, self._cautions
         other._run_options = {**other._run_options, "memory": self._run_options["memory"]}
+        if known := self.__dict__.get("_weights_sha256"):  # once is enough
+            other.__dict__["_weights_sha256"] = known
         return other
+
+    def within(self, memory: int) -> "Separator":
+        """Return the same with a limit of so many bytes, which its reports do not show."""
+        options: Any = {**self._run_options, "memory": memory}
+        return self.alike(options)
+
+    def need_bytes(self, seconds: float, *, finisher: Finisher | None = None) -> int | None:
+        """Return about how much memory a recording takes, in the best way that the limit allows.
+
+        Args:
+            seconds: Length of the recording.
+            finisher: What comes after the model.
+
+        Returns:
+            All that may be taken, where it is not enough; None where nobody knows.
+        """
+        kept_bytes, memory = KEPT_BYTES, self._runner.memory
+        if memory is not None:
+            kept_bytes = min(kept_bytes, memory // 20)
+        n_samples = max(1, round(seconds * self.sample_rate))
+        kept_bytes = min(kept_bytes, _MOST_KEPT_RATIO * n_samples * SAMPLE_BYTES)
+        later_bytes = finisher.need_bytes(self.n_sources, seconds) if finisher else 0
+        try:
+            need = self._runner.plan(n_samples, held_bytes=kept_bytes, later_bytes=later_bytes).need
+        except (NotEnoughMemory, OutputError):
+            return memory
+        return None if need is None else kept_bytes + need.memory_bytes
 
     def __repr__(self) -> str:
         return (
