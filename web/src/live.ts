@@ -4,7 +4,7 @@ import { MODEL_RMS, Resampler, SHORT, SILENCE_PEAK, dot, join, peak } from "./si
 
 const MEMORY_SECONDS = 30;
 const PAUSE_SHARE = 1e-4;
-const LARGEST_CHANGE = 4;
+const LEAST_SHARE = 0.25;
 
 /** What has become ready with one step. */
 export type Heard = { mixture: Float32Array; tracks: Float32Array[]; delaySeconds: number };
@@ -120,12 +120,13 @@ class PastLevel {
   }
 }
 
-/** The common gain with which the sum of the tracks explains what was heard so far. */
+/** The common gain with which the sum of the tracks explains what was heard so far, whatever the network's scale. */
 class PastGain {
   private readonly keep: number;
+  private mixture = 0;
   private product = 0;
   private energy = 0;
-  private last = 1;
+  private last = 0;
 
   constructor(blockSeconds: number) {
     this.keep = Math.exp(-blockSeconds / MEMORY_SECONDS);
@@ -134,13 +135,14 @@ class PastGain {
   apply(tracks: Float32Array[], mixture: Float32Array): void {
     const together = new Float64Array(mixture.length);
     for (const track of tracks) for (let n = 0; n < track.length; n++) together[n] += track[n];
+    this.mixture = this.mixture * this.keep + dot(mixture, mixture);
     this.product = this.product * this.keep + dot(together, mixture);
     this.energy = this.energy * this.keep + dot(together, together);
     const before = this.last;
-    if (this.product > 0 && this.energy > 0) {
-      this.last = Math.min(LARGEST_CHANGE, Math.max(1 / LARGEST_CHANGE, this.product / this.energy));
+    if (this.energy > 0) {
+      this.last = Math.max(this.product / this.energy, LEAST_SHARE * Math.sqrt(this.mixture / this.energy));
     }
-    const gains = ramp(before, this.last, mixture.length);
+    const gains = ramp(before || this.last, this.last, mixture.length);
     for (const track of tracks) for (let n = 0; n < track.length; n++) track[n] *= gains[n];
   }
 }
