@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,10 +64,19 @@ def decibels(expected, got):
     return 10 * np.log10(np.sum(expected**2) / np.sum((got - expected) ** 2))
 
 
+def found(piece, played):
+    """Return how well a piece fits where it fits best, in dB."""
+    n = len(piece) + len(played)
+    at = int(np.argmax(np.fft.irfft(np.fft.rfft(played, n) * np.conj(np.fft.rfft(piece, n)), n)[: len(played)]))
+    there = played[at : at + len(piece)]
+    return decibels(there, piece) if len(there) == len(piece) else -np.inf
+
+
+@pytest.mark.slow
 def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     page.locator("#listen").click()
     playwright.expect(page.locator("#live-time")).to_have_text(re.compile("0:0[3-9]|0:[1-5]"), timeout=WAIT)
-    assert "ms behind the microphone" in page.locator("#delay").inner_text()
+    assert "s behind the microphone" in page.locator("#delay").inner_text()
     assert max(page.locator(f"#meter-{n}").evaluate("meter => meter.value") for n in (1, 2)) > -60
     page.locator("#live-stop").click()
     page.wait_for_selector("#result:not([hidden])")
@@ -82,14 +90,18 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     separator = StreamingSeparator.from_pretrained("default-live", device="cpu")
     expected = np.concatenate([separator.feed(mixture), separator.flush()], axis=1)
     for theirs, ours in zip(expected, tracks, strict=True):
-        print(decibels(theirs, ours), np.abs(theirs).max())
+        assert decibels(theirs, ours) > 50  # 16-bit files
 
-    report = json.loads(Path(downloaded(page, "#report", tmp_path)).read_text())
-    print(report)
-    played, _ = soundfile.read(speech, dtype="float32")
-    played = resample(np.tile(played, 4), 48000, RATE)
-    n = len(mixture) + len(played)
-    at = int(np.argmax(np.fft.irfft(np.fft.rfft(played, n) * np.conj(np.fft.rfft(mixture, n)), n)))
-    print(at, decibels(played[at : at + len(mixture)], mixture))
-    page.screenshot(path="/tmp/o24/live_result.png", full_page=True)
-    assert 0
+    report = json.loads(downloaded(page, "#report", tmp_path).read_text())
+    assert (report["mode"], report["model"]) == ("live", "default-live")
+    assert report["delay_seconds"] > 0.085  # a step and the filter's rest, and the resampling
+    # The best half second is what the file says; where the machine was too busy, samples were lost.
+    played, rate = soundfile.read(speech, dtype="float32")
+    played = resample(np.tile(played, 2), rate, RATE)
+    pieces = [mixture[first : first + RATE // 2] for first in range(0, len(mixture) - RATE // 2, RATE // 2)]
+    assert max(found(piece, played) for piece in pieces) > 40
+
+    page.locator("#better").click()
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.locator("#better").is_hidden()
+    assert page.locator("#time").inner_text().startswith("0:00 /")

@@ -77,7 +77,7 @@ export class LiveNetwork {
 
   /** Take steps that leave nothing behind until one is short: browsers compile what runs often once more, and better. */
   async warmUp(): Promise<void> {
-    const begin = this.state;
+    const begin = { ...this.state };
     const until = performance.now() + WARM_UP_MS;
     for (let took = Infinity; took > (this.block / this.model.sample_rate) * 500 && performance.now() < until; ) {
       const began = performance.now();
