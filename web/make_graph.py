@@ -157,7 +157,9 @@ def main(*names: str) -> None:
         if live:
             about["lag"] = network.lag
         (PAGE / about["graph"]).write_bytes(model.SerializeToString())
-        (PAGE / ("live.json" if live else "model.json")).write_text(json.dumps(about, indent=1) + "\n", "ascii")
+        (PAGE / ("live.json" if live else "model.json")).write_text(
+            json.dumps(about, indent=1) + "\n", "ascii"
+        )
         print(f"{PAGE / about['graph']}: {model.ByteSize():,} bytes, {n_shared} weights outside")
 
 

@@ -67,7 +67,9 @@ def decibels(expected, got):
 def found(piece, played):
     """Return how well a piece fits where it fits best, in dB."""
     n = len(piece) + len(played)
-    at = int(np.argmax(np.fft.irfft(np.fft.rfft(played, n) * np.conj(np.fft.rfft(piece, n)), n)[: len(played)]))
+    at = int(
+        np.argmax(np.fft.irfft(np.fft.rfft(played, n) * np.conj(np.fft.rfft(piece, n)), n)[: len(played)])
+    )
     there = played[at : at + len(piece)]
     return decibels(there, piece) if len(there) == len(piece) else -np.inf
 

@@ -13,6 +13,7 @@ MEMORY_SECONDS = 30.0
 PAUSE_SHARE = 1e-4
 """Energy, against that of the loudest, below which a block is a pause: 40 dB less."""
 
+
 class PastLevel:
     """The level of the talking so far: root mean square of the blocks that are no pauses.
 
@@ -43,8 +44,8 @@ LEAST_SHARE = 0.25
 class PastGain:
     """The common gain with which the sum of the tracks explains what was heard so far.
 
-    The scale of a network's estimates is any, since SI-SNR does not see it. Where they hardly fit the mixture,
-    they are brought to a quarter of its level.
+    The scale of a network's estimates is any, since SI-SNR does not see it. Where they hardly fit the
+    mixture, they are brought to a quarter of its level.
 
     Args:
         block_seconds: Length of a block.
