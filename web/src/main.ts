@@ -7,6 +7,8 @@ import type { ErrorCode, Recording, Report, Result, Standing, Step } from "./wor
 const $ = <T extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as T;
 const SECTIONS = ["start", "recording", "live", "working", "result"] as const;
 const SLOW_SECONDS = 0.5;
+const FORMATS = ["wav", "flac"] as const;
+type Format = (typeof FORMATS)[number];
 
 let worker: Worker | null = null;
 let player: Player | null = null;
@@ -62,7 +64,7 @@ function ensureWorker(): Worker {
     else if (data.type === "result") showResult(data.result);
     else if (data.type === "listening") beginLive();
     else if (data.type === "standing") showStanding(data.standing);
-    else if (data.type === "wav") settle(data.id)?.resolve(data.blob);
+    else if (data.type === "written") settle(data.id)?.resolve(data.blob);
     else if (data.type === "error" && data.id !== undefined) settle(data.id)?.reject(data);
     else if (data.type === "error") {
       endWorker();
@@ -261,7 +263,8 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
   picture.className = "picture";
   picture.setAttribute("role", "img");
   const button = (text: string) => Object.assign(document.createElement("button"), { textContent: text });
-  const [solo, mute, download] = [button(texts.solo), button(texts.mute), button(texts.download)];
+  const [solo, mute] = [button(texts.solo), button(texts.mute)];
+  const downloads = FORMATS.map((format) => button(texts.formats[format]));
   const volume = Object.assign(document.createElement("input"), { type: "range", min: "0", max: "1", step: "0.01", value: "1" });
   const spring = Object.assign(document.createElement("span"), { className: "spring" });
   const title = index === 0 ? document.createElement("h2") : document.createElement("input");
@@ -281,7 +284,7 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
     label(solo, texts.soloOf(track.name));
     label(mute, texts.muteOf(track.name));
     label(volume, texts.volumeOf(track.name));
-    label(download, texts.downloadOf(track.name));
+    downloads.forEach((download, n) => label(download, texts.downloadOf(track.name, texts.formats[FORMATS[n]])));
     label(picture, texts.pictureOf(track.name));
   };
   named();
@@ -301,32 +304,34 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
     track.volume = Number(volume.value) ** 2; // nearer to how loud it sounds
     shown.mix();
   };
-  download.onclick = async () => {
-    download.disabled = true;
-    try {
-      const samples = shown.samples(index).slice();
-      const blob = await written(samples, about);
-      save(blob, `${stem()}_${safe(track.name)}.wav`);
-    } catch (error) {
-      const { code, detail } = error as { code?: ErrorCode; detail?: string };
-      say(texts.errors[error instanceof RangeError ? "memory" : (code ?? "unknown")] + (detail ? ` (${detail})` : ""));
-    }
-    download.disabled = false;
-  };
+  downloads.forEach((download, n) => {
+    download.onclick = async () => {
+      download.disabled = true;
+      try {
+        const samples = shown.samples(index).slice();
+        const blob = await written(samples, about, FORMATS[n]);
+        save(blob, `${stem()}_${safe(track.name)}.${FORMATS[n]}`);
+      } catch (error) {
+        const { code, detail } = error as { code?: ErrorCode; detail?: string };
+        say(texts.errors[error instanceof RangeError ? "memory" : (code ?? "unknown")] + (detail ? ` (${detail})` : ""));
+      }
+      download.disabled = false;
+    };
+  });
   row.append(title, spring, solo, mute, volume);
-  if (index > 0 || about.report.mode === "live") row.append(download); // there is no other copy of what was heard
+  if (index > 0 || about.report.mode === "live") row.append(...downloads); // there is no other copy of what was heard
   place.append(row, picture);
   shown.show(index, picture);
   queueMicrotask(() => showMix(shown));
   return place;
 }
 
-function written(samples: Float32Array, { report, nSamples, gain }: About): Promise<Blob> {
+function written(samples: Float32Array, { report, nSamples, gain }: About, format: Format): Promise<Blob> {
   const id = nextId++;
   const { model_sample_rate: from, sample_rate: to } = report;
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
-    const message = { type: "wav", id, samples, from, to, nSamples, gain };
+    const message = { type: "write", format, id, samples, from, to, nSamples, gain };
     ensureWorker().postMessage(message, [samples.buffer as ArrayBuffer]);
   });
 }

@@ -1,6 +1,7 @@
 // The work, away from the page: read a recording or listen, separate, write tracks.
 import { ALL_FORMATS, AudioSampleSink, BlobSource, Input } from "mediabunny";
 
+import { FlacWriter } from "./flac";
 import { type Heard, Live } from "./live";
 import { LiveNetwork, Network } from "./network";
 import {
@@ -59,8 +60,11 @@ self.onmessage = async ({ data }) => {
       await listen(data.port, data.sampleRate, data.latency);
     } else if (data.type === "listened") {
       await ended?.();
-    } else if (data.type === "wav") {
-      postMessage({ type: "wav", id: data.id, blob: wav(data.samples, data.from, data.to, data.nSamples, data.gain) });
+    } else if (data.type === "write") {
+      const { samples, from, to, nSamples, gain } = data;
+      const blocks = pcm(samples, from, to, nSamples, gain);
+      const blob = data.format === "flac" ? flac(blocks, to, nSamples) : wav(blocks, to, nSamples);
+      postMessage({ type: "written", id: data.id, blob });
     }
   } catch (error) {
     postMessage({ type: "error", id: data.id, ...explained(error) });
@@ -308,8 +312,29 @@ async function tracksOf(read: Read, loaded: Network): Promise<Result> {
   return { mixture, tracks, nSamples, report };
 }
 
-/** Write a track as 16-bit WAV at the recording's rate and of its exact length. */
-function wav(samples: Float32Array, from: number, to: number, nSamples: number, gain: number): Blob {
+/** A track in 16 bits, at the recording's rate and of its exact length. */
+function* pcm(samples: Float32Array, from: number, to: number, nSamples: number, gain: number): Generator<Int16Array> {
+  const resampler = new Resampler(from, to);
+  let left = nSamples;
+  const rounded = (block: Float32Array) => {
+    const n = Math.min(block.length, left);
+    left -= n;
+    return Int16Array.from({ length: n }, (_, k) => Math.max(-32768, Math.min(32767, Math.round(block[k] * gain * 32768))));
+  };
+  for (let first = 0; first < samples.length; first += 1 << 18) {
+    yield rounded(resampler.push(samples.subarray(first, first + (1 << 18))));
+  }
+  yield rounded(resampler.finish());
+  yield new Int16Array(left);
+}
+
+function flac(blocks: Iterable<Int16Array>, rate: number, nSamples: number): Blob {
+  const writer = new FlacWriter(rate, nSamples);
+  for (const block of blocks) writer.push(block);
+  return writer.finish();
+}
+
+function wav(blocks: Iterable<Int16Array>, rate: number, nSamples: number): Blob {
   const header = new DataView(new ArrayBuffer(44));
   const text = (at: number, word: string) => [...word].forEach((c, n) => header.setUint8(at + n, c.charCodeAt(0)));
   text(0, "RIFF");
@@ -318,24 +343,11 @@ function wav(samples: Float32Array, from: number, to: number, nSamples: number, 
   header.setUint32(16, 16, true);
   header.setUint16(20, 1, true);
   header.setUint16(22, 1, true);
-  header.setUint32(24, to, true);
-  header.setUint32(28, 2 * to, true);
+  header.setUint32(24, rate, true);
+  header.setUint32(28, 2 * rate, true);
   header.setUint16(32, 2, true);
   header.setUint16(34, 16, true);
   text(36, "data");
   header.setUint32(40, 2 * nSamples, true);
-  const parts: BlobPart[] = [header.buffer as ArrayBuffer];
-  const resampler = new Resampler(from, to);
-  let left = nSamples;
-  const write = (block: Float32Array) => {
-    const n = Math.min(block.length, left);
-    const pcm = new Int16Array(n);
-    for (let k = 0; k < n; k++) pcm[k] = Math.max(-32768, Math.min(32767, Math.round(block[k] * gain * 32768)));
-    parts.push(pcm.buffer as ArrayBuffer);
-    left -= n;
-  };
-  for (let first = 0; first < samples.length; first += 1 << 18) write(resampler.push(samples.subarray(first, first + (1 << 18))));
-  write(resampler.finish());
-  if (left > 0) write(new Float32Array(left));
-  return new Blob(parts, { type: "audio/wav" });
+  return new Blob([header.buffer, ...blocks] as BlobPart[], { type: "audio/wav" });
 }
