@@ -1,12 +1,15 @@
-"""Write the network of the page, `graph.onnx`, which refers to the weights of the default model as they are.
+"""Write the networks of the page, which refer to the weights of the package's models as they are.
 
-Needs the packages onnx and onnxscript. To be run anew when the network changes, not when its weights do:
+`graph.onnx` is the default model for recordings, `live.onnx` one step of the live model. Needs the packages
+onnx and onnxscript. To be run anew when a network changes, not when its weights do:
 
-    python web/make_graph.py
+    python web/make_graph.py [default] [default-live]
 """
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +17,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from flasepformer.export.exporting import stream_block
+from flasepformer.export.graphs import StreamingStep
 from flasepformer.models import load_model
 from flasepformer.models.network import SeparationNetwork
 from flasepformer.ops import overlap_add
 from flasepformer.running import Whole
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = ROOT / "src/flasepformer/pretrained/default/model.safetensors"
+PRETRAINED = ROOT / "src/flasepformer/pretrained"
 PAGE = ROOT / "web/src"
 
 
@@ -65,17 +70,31 @@ class PageNetwork(nn.Module):
 
 
 def export(network: SeparationNetwork) -> onnx.ModelProto:
-    """Export with a free number of steps."""
+    """Export for recordings: a free number of steps."""
     step, beyond = network.hop_length * network.frames_per_step, network.window_length - network.hop_length
     example = torch.randn(1, 8 * step + beyond), torch.ones(1, 8 * network.frames_per_step, 1)
     steps = torch.export.Dim("steps", min=1, max=10**6)
     free = {1: steps * step + beyond}, {1: steps * network.frames_per_step}
+    return _translated(PageNetwork(network), example, ["samples", "real"], ["estimates"], free)
+
+
+def export_step(network: SeparationNetwork) -> onnx.ModelProto:
+    """Export the shortest step of a stream: samples and state in, estimates and state out."""
+    graph = StreamingStep(network, stream_block(network, 0))
+    before, after = ([f"{when}.{name}" for name in graph.names] for when in ("state", "next"))
+    example = torch.zeros(1, graph.block_length), graph.zeros
+    return _translated(graph, example, ["samples", *before], ["estimates", *after])
+
+
+def _translated(
+    graph: nn.Module, example: Any, inputs: list[str], outputs: list[str], free: Any = None
+) -> onnx.ModelProto:
     with torch.no_grad():
-        program = torch.export.export(PageNetwork(network), example, dynamic_shapes=free, strict=False)
+        program = torch.export.export(graph, example, dynamic_shapes=free, strict=False)
         exported = torch.onnx.export(
-            program, example, input_names=["samples", "real"], output_names=["estimates"], dynamo=True,
-            optimize=False, verbose=False,
-        )  # fmt: skip
+            program, input_names=inputs, output_names=outputs, dynamo=True, optimize=False, verbose=False
+        )
+        assert exported is not None
     return exported.model_proto
 
 
@@ -121,20 +140,28 @@ def share_weights(model: onnx.ModelProto, weights: bytes) -> int:
     return len(casts)
 
 
-def main(model: onnx.ModelProto | None = None) -> None:
-    """Write the graph and what the page has to know of it."""
-    network = load_model("default").eval()
-    model = model or export(network)
-    n_shared = share_weights(model, WEIGHTS.read_bytes())
-    (PAGE / "graph.onnx").write_bytes(model.SerializeToString())
-    about = {
-        "name": "default", "licence": "CC BY-SA 4.0", "graph": "graph.onnx", "weights": "weights.safetensors",
-        "sample_rate": network.sample_rate, "n_sources": network.n_sources, "hop_length": network.hop_length,
-        "window_length": network.window_length, "frames_per_step": network.frames_per_step,
-    }  # fmt: skip
-    (PAGE / "model.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
-    print(f"{PAGE / 'graph.onnx'}: {model.ByteSize():,} bytes, {n_shared} weights outside")
+def main(*names: str) -> None:
+    """Write the graphs of these models, and what the page has to know of each."""
+    for name in names or ("default", "default-live"):
+        network = load_model(name).eval().requires_grad_(False)
+        live = name == "default-live"
+        model = export_step(network) if live else export(network)
+        n_shared = share_weights(model, (PRETRAINED / name / "model.safetensors").read_bytes())
+        about: dict[str, Any] = {
+            "name": name, "licence": "CC BY-SA 4.0", "graph": "live.onnx" if live else "graph.onnx",
+            "weights": "live-weights.safetensors" if live else "weights.safetensors",
+            "sample_rate": network.sample_rate, "n_sources": network.n_sources,
+            "hop_length": network.hop_length, "window_length": network.window_length,
+            "frames_per_step": network.frames_per_step,
+        }  # fmt: skip
+        if live:
+            about["lag"] = network.lag
+        (PAGE / about["graph"]).write_bytes(model.SerializeToString())
+        (PAGE / ("live.json" if live else "model.json")).write_text(
+            json.dumps(about, indent=1) + "\n", "ascii"
+        )
+        print(f"{PAGE / about['graph']}: {model.ByteSize():,} bytes, {n_shared} weights outside")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

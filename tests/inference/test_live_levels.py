@@ -22,10 +22,24 @@ def test_after_a_minute_what_was_loud_hardly_counts():
     assert last == pytest.approx(0.1, rel=0.01)
 
 
-def test_tracks_that_sum_to_half_the_mixture_are_raised_without_a_jump():
+@pytest.mark.parametrize("scale", [1.0, 700.0, 1e-3])
+def test_tracks_of_any_scale_explain_the_mixture_from_the_first_block_on(scale):
     mixture = np.random.default_rng(0).standard_normal(300).astype(np.float32)
-    tracks = np.stack([0.2 * mixture, 0.3 * mixture])
+    tracks = np.float32(scale) * np.stack([0.2 * mixture, 0.3 * mixture])
     gain = PastGain(0.1)
     blocks = [gain.apply(tracks[:, i : i + 100], mixture[i : i + 100]).sum(0) for i in (0, 100, 200)]
-    assert blocks[0][0] == pytest.approx(0.5 * mixture[0] * 1.01)  # a hundredth of the way
-    assert np.allclose(np.concatenate(blocks[1:]), mixture[100:], rtol=1e-5)
+    assert np.allclose(np.concatenate(blocks), mixture, rtol=1e-5)
+
+
+def test_tracks_that_become_quieter_are_raised_without_a_jump():
+    mixture = np.ones(200, np.float32)
+    gain = PastGain(1e-6)
+    assert gain.apply(np.ones((1, 100), np.float32), mixture[:100]) == pytest.approx(1)
+    raised = gain.apply(0.5 * np.ones((1, 100), np.float32), mixture[100:])[0]
+    # 100 x 1 x 1 + 100 x 1 x 0.5 over 100 x 1 + 100 x 0.25 is a gain of 1.2
+    assert (raised[0], raised[-1]) == pytest.approx((0.5 * 1.002, 0.5 * 1.2), rel=1e-5)
+
+
+def test_tracks_that_have_nothing_of_the_mixture_are_a_quarter_as_loud():
+    mixture, other = np.array([1, 1] * 50, np.float32), np.array([[300, -300] * 50], np.float32)
+    assert np.abs(PastGain(0.1).apply(other, mixture)) == pytest.approx(0.25)

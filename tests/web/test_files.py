@@ -38,16 +38,25 @@ def test_no_file_of_the_page_names_another_address_to_load_from():
         assert "https:" not in text.replace("https, or 127.0.0.1", "")
 
 
-def test_the_page_knows_the_default_model():
-    about, network = json.loads(page_files()["model.json"].read()), load_model("default")
-    for name in ("sample_rate", "n_sources", "hop_length", "window_length", "frames_per_step"):
-        assert about[name] == getattr(network, name)
+MODELS = [("default", "model.json"), ("default-live", "live.json")]
 
 
-def test_the_graph_of_the_page_takes_its_weights_from_where_they_lie_in_the_package():
+@pytest.mark.parametrize(("name", "file"), MODELS)
+def test_the_page_knows_its_models(name, file):
+    about, network = json.loads(page_files()[file].read()), load_model(name)
+    for fact in about.keys() - {"name", "licence", "graph", "weights"}:
+        assert about[fact] == getattr(network, fact)
+    assert about["name"] == name
+    assert {"sample_rate", "n_sources", "hop_length", "window_length", "frames_per_step"} <= set(about)
+    assert ("lag" in about) == network.causal
+
+
+@pytest.mark.parametrize(("name", "file"), MODELS)
+def test_the_graphs_of_the_page_take_their_weights_from_where_they_lie_in_the_package(name, file):
     onnx = pytest.importorskip("onnx")
-    graph = onnx.load_from_string(page_files()["graph.onnx"].read()).graph
-    weights = page_files()["weights.safetensors"].read()
+    about = json.loads(page_files()[file].read())
+    graph = onnx.load_from_string(page_files()[about["graph"]].read()).graph
+    weights = page_files()[about["weights"]].read()
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     outside = [tensor for tensor in graph.initializer if tensor.external_data]
     assert len(outside) == sum(place["dtype"] == "F16" for place in header.values())

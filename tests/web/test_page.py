@@ -73,11 +73,11 @@ def drop(page, path):
     page.wait_for_selector("#result:not([hidden]), #failed:not([hidden])")
 
 
-def track(page, tmp_path, index):
+def track(page, tmp_path, index, kind="wav"):
     with page.expect_download() as download:
-        page.locator(".track").nth(index).get_by_text("WAV").click()
-    download.value.save_as(tmp_path / "track.wav")
-    return soundfile.read(tmp_path / "track.wav", dtype="float32")
+        page.locator(".track").nth(index).get_by_text(kind.upper()).click()
+    download.value.save_as(tmp_path / f"track.{kind}")
+    return soundfile.read(tmp_path / f"track.{kind}", dtype="float32")
 
 
 def test_a_mixture_is_separated_as_by_pytorch_played_and_nothing_is_sent(page, server, tmp_path):
@@ -92,6 +92,11 @@ def test_a_mixture_is_separated_as_by_pytorch_played_and_nothing_is_sent(page, s
         assert (len(got), got_rate) == (len(speech), rate)
         difference = got - expected[index - 1]
         assert 10 * np.log10(np.sum(expected[index - 1] ** 2) / np.sum(difference**2)) > 50  # 16-bit files
+    in_flac, flac_rate = track(page, tmp_path, 2, "flac")
+    assert flac_rate == rate
+    assert np.array_equal(in_flac, got)
+    wav, flac = ((tmp_path / f"track.{kind}").stat().st_size for kind in ("wav", "flac"))
+    assert flac < 0.75 * wav
 
     assert page.evaluate("crossOriginIsolated")
     assert page.locator("#time").inner_text().startswith("0:00 /")
@@ -232,4 +237,6 @@ def test_two_hours_fit_in_a_tab(page, tmp_path):
     drop(page, tmp_path / "long.flac")
     assert page.locator("#failed").is_hidden()
     assert page.locator("#time").inner_text() == "0:00 / 2:00:00"
-    assert len(track(page, tmp_path, 1)[0]) == n_samples
+    in_wav, in_flac = (track(page, tmp_path, 1, kind)[0] for kind in ("wav", "flac"))
+    assert len(in_wav) == n_samples
+    assert np.array_equal(in_wav, in_flac)

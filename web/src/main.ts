@@ -1,15 +1,20 @@
 // The page: what a person does, and what is shown for it.
 import { Player, type Track, clock } from "./player";
-import { record, type Recorder } from "./recorder";
+import { type Microphone, type Recorder, openMicrophone, record } from "./recorder";
 import { texts } from "./texts";
-import type { ErrorCode, Recording, Report, Result, Step } from "./worker";
+import type { ErrorCode, Recording, Report, Result, Standing, Step } from "./worker";
 
 const $ = <T extends HTMLElement = HTMLElement>(id: string) => document.getElementById(id) as T;
-const SECTIONS = ["start", "recording", "working", "result"] as const;
+const SECTIONS = ["start", "recording", "live", "working", "result"] as const;
+const SLOW_SECONDS = 0.5;
+const FORMATS = ["wav", "flac"] as const;
+type Format = (typeof FORMATS)[number];
 
 let worker: Worker | null = null;
 let player: Player | null = null;
 let recorder: Recorder | null = null;
+let microphone: Microphone | null = null;
+let hears = false;
 let beforeLoop: number | null = null;
 let nextId = 0;
 const waiting = new Map<number, { resolve: (blob: Blob) => void; reject: (error: unknown) => void }>();
@@ -22,6 +27,7 @@ $("check").append(...texts.check.map((text) => item(text)));
 label($("zoom-in"), texts.zoomIn);
 label($("zoom-out"), texts.zoomOut);
 label($("position"), texts.position);
+for (const n of [1, 2]) $(`meter-${n}-name`).textContent = texts.talker(n);
 
 function item(text: string): HTMLLIElement {
   return Object.assign(document.createElement("li"), { textContent: text });
@@ -56,7 +62,9 @@ function ensureWorker(): Worker {
     if (made !== worker) return; // cancelled meanwhile
     if (data.type === "progress") showProgress(data.step, data.share);
     else if (data.type === "result") showResult(data.result);
-    else if (data.type === "wav") settle(data.id)?.resolve(data.blob);
+    else if (data.type === "listening") beginLive();
+    else if (data.type === "standing") showStanding(data.standing);
+    else if (data.type === "written") settle(data.id)?.resolve(data.blob);
     else if (data.type === "error" && data.id !== undefined) settle(data.id)?.reject(data);
     else if (data.type === "error") {
       endWorker();
@@ -77,8 +85,9 @@ function settle(id: number) {
   return entry;
 }
 
-/** End the worker, with all the memory it holds. */
+/** End the worker, with all the memory it holds, and what it listens to. */
 function endWorker(): void {
+  closeMicrophone();
   worker?.terminate();
   worker = null;
   for (const { reject } of waiting.values()) reject({ code: "unknown", detail: "" });
@@ -88,6 +97,7 @@ function endWorker(): void {
 // ---- at work
 
 let fileName = "";
+let endedBecause = "";
 let since: { step: Step; at: number } | null = null;
 
 function separate(recording: Recording, name: string): void {
@@ -125,6 +135,81 @@ function cancel(): void {
   $("choose").focus();
 }
 
+// ---- live
+
+async function listen(): Promise<void> {
+  $("failed").hidden = true;
+  let opened: Microphone;
+  try {
+    opened = await openMicrophone(() => stopLive(texts.microphone.gone));
+  } catch (error) {
+    failMicrophone(error);
+    return;
+  }
+  closePlayer();
+  endWorker(); // the live model has a worker of its own, on one thread
+  microphone = opened;
+  fileName = texts.liveName;
+  $("live-time").textContent = "";
+  $("delay").textContent = texts.liveLoading;
+  for (let n = 0; n < 3; n++) $<HTMLMeterElement>(`meter-${n}`).value = -60;
+  show("live");
+  say(texts.liveLoading);
+  $("live-stop").focus();
+  const { port1, port2 } = new MessageChannel();
+  microphone.node.port.postMessage(port1, [port1]);
+  ensureWorker().postMessage({ type: "listen", port: port2, sampleRate: microphone.sampleRate, latency: microphone.latency }, [port2]);
+}
+
+function beginLive(): void {
+  hears = true;
+  microphone?.connect();
+  say(texts.live);
+}
+
+let newest: Standing | null = null;
+
+/** Show the newest state whenever the screen is drawn: a page at work draws less often than it hears. */
+function showStanding(standing: Standing): void {
+  if (!newest) requestAnimationFrame(drawStanding);
+  newest = standing;
+  if (standing.full) stopLive(texts.microphone.full); // also where nothing is drawn
+}
+
+function drawStanding(): void {
+  const { seconds, levels, delaySeconds } = newest!;
+  newest = null;
+  if (!microphone) return; // stopped meanwhile
+  levels.forEach((level, n) => ($<HTMLMeterElement>(`meter-${n}`).value = Math.max(-60, level)));
+  if ($("live-time").textContent !== clock(seconds)) {
+    $("live-time").textContent = clock(seconds);
+    const ms = (delaySeconds * 1000).toFixed(0);
+    $("delay").textContent = delaySeconds > SLOW_SECONDS ? texts.slow(delaySeconds.toFixed(1)) : texts.delay(ms);
+  }
+}
+
+function closeMicrophone(): void {
+  microphone?.close();
+  microphone = null;
+  hears = false;
+}
+
+function stopLive(why = ""): void {
+  if (!microphone) return;
+  if (!hears) return discardLive();
+  closeMicrophone();
+  endedBecause = why;
+  say(texts.steps.finishing);
+  ensureWorker().postMessage({ type: "listened" });
+}
+
+function discardLive(): void {
+  endWorker();
+  show("start");
+  say(texts.cancelled);
+  $("listen").focus();
+}
+
 // ---- the result
 
 function closePlayer(): void {
@@ -149,7 +234,9 @@ function showResult(result: Result): void {
   }
   const shown = player;
   show("result");
-  say(texts.ready(clock(report.seconds)));
+  say([endedBecause, texts.ready(clock(report.seconds))].join(" ").trim());
+  endedBecause = "";
+  if (report.mode === "live") endWorker();
   shown.onfailure = () => fail(texts.playback);
   const most = Math.max(...result.tracks.map((track) => track.reduce((sum, sample) => Math.max(sum, Math.abs(sample)), 0)));
   const gain = most > 0.98 ? 0.98 / most : 1;
@@ -159,6 +246,8 @@ function showResult(result: Result): void {
   $<HTMLInputElement>("position").max = String(shown.seconds);
   shown.onchange = () => showTransport(shown);
   $("report").onclick = () => save(new Blob([JSON.stringify(reportOf(report, tracks), null, 2)], { type: "application/json" }), `${stem()}_separation.json`);
+  $("better").hidden = report.mode !== "live";
+  $("better").onclick = () => separate({ kind: "samples", channels: [shown.samples(0).slice()], sampleRate: report.sample_rate }, fileName);
   showTransport(shown);
   shown.draw(true);
   $("play").focus();
@@ -174,7 +263,8 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
   picture.className = "picture";
   picture.setAttribute("role", "img");
   const button = (text: string) => Object.assign(document.createElement("button"), { textContent: text });
-  const [solo, mute, download] = [button(texts.solo), button(texts.mute), button(texts.download)];
+  const [solo, mute] = [button(texts.solo), button(texts.mute)];
+  const downloads = FORMATS.map((format) => button(texts.formats[format]));
   const volume = Object.assign(document.createElement("input"), { type: "range", min: "0", max: "1", step: "0.01", value: "1" });
   const spring = Object.assign(document.createElement("span"), { className: "spring" });
   const title = index === 0 ? document.createElement("h2") : document.createElement("input");
@@ -194,7 +284,7 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
     label(solo, texts.soloOf(track.name));
     label(mute, texts.muteOf(track.name));
     label(volume, texts.volumeOf(track.name));
-    label(download, texts.downloadOf(track.name));
+    downloads.forEach((download, n) => label(download, texts.downloadOf(track.name, texts.formats[FORMATS[n]])));
     label(picture, texts.pictureOf(track.name));
   };
   named();
@@ -214,32 +304,34 @@ function trackOf(shown: Player, track: Track, index: number, about: About): HTML
     track.volume = Number(volume.value) ** 2; // nearer to how loud it sounds
     shown.mix();
   };
-  download.onclick = async () => {
-    download.disabled = true;
-    try {
-      const samples = shown.samples(index).slice();
-      const blob = await written(samples, about);
-      save(blob, `${stem()}_${safe(track.name)}.wav`);
-    } catch (error) {
-      const { code, detail } = error as { code?: ErrorCode; detail?: string };
-      say(texts.errors[error instanceof RangeError ? "memory" : (code ?? "unknown")] + (detail ? ` (${detail})` : ""));
-    }
-    download.disabled = false;
-  };
+  downloads.forEach((download, n) => {
+    download.onclick = async () => {
+      download.disabled = true;
+      try {
+        const samples = shown.samples(index).slice();
+        const blob = await written(samples, about, FORMATS[n]);
+        save(blob, `${stem()}_${safe(track.name)}.${FORMATS[n]}`);
+      } catch (error) {
+        const { code, detail } = error as { code?: ErrorCode; detail?: string };
+        say(texts.errors[error instanceof RangeError ? "memory" : (code ?? "unknown")] + (detail ? ` (${detail})` : ""));
+      }
+      download.disabled = false;
+    };
+  });
   row.append(title, spring, solo, mute, volume);
-  if (index > 0) row.append(download);
+  if (index > 0 || about.report.mode === "live") row.append(...downloads); // there is no other copy of what was heard
   place.append(row, picture);
   shown.show(index, picture);
   queueMicrotask(() => showMix(shown));
   return place;
 }
 
-function written(samples: Float32Array, { report, nSamples, gain }: About): Promise<Blob> {
+function written(samples: Float32Array, { report, nSamples, gain }: About, format: Format): Promise<Blob> {
   const id = nextId++;
   const { model_sample_rate: from, sample_rate: to } = report;
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
-    const message = { type: "wav", id, samples, from, to, nSamples, gain };
+    const message = { type: "write", format, id, samples, from, to, nSamples, gain };
     ensureWorker().postMessage(message, [samples.buffer as ArrayBuffer]);
   });
 }
@@ -247,13 +339,16 @@ function written(samples: Float32Array, { report, nSamples, gain }: About): Prom
 function notesOf(report: Report, gain: number): string[] {
   const { notes } = texts;
   const list = [];
-  if (report.mode === "channels" || report.mode === "silence") list.push(notes[report.mode]);
+  if (report.mode === "live") {
+    const [delay, share] = [report.delay_seconds! * 1000, report.real_time_factor * 100];
+    list.push(notes.live(clock(report.seconds), delay.toFixed(0), share.toFixed(0)));
+  } else if (report.mode === "channels" || report.mode === "silence") list.push(notes[report.mode]);
   else {
     const factor = 1 / report.real_time_factor;
     list.push(notes.speed(clock(report.seconds), factor.toFixed(factor < 10 ? 1 : 0), report.threads));
     if (report.threads === 1 && !crossOriginIsolated) list.push(notes.noThreads);
   }
-  if (report.sample_rate > report.model_sample_rate) list.push(notes.band(report.model_sample_rate / 2));
+  if (report.sample_rate > report.model_sample_rate || report.mode === "live") list.push(notes.band(report.model_sample_rate / 2));
   if (report.doubtful_joins_seconds.length) {
     const times = report.doubtful_joins_seconds.slice(0, 10).map(clock).join(", ");
     list.push(notes.doubtful(report.doubtful_joins_seconds.length, times));
@@ -319,7 +414,7 @@ file.onchange = () => {
 };
 
 function take(files: FileList): void {
-  if ($("working").hidden === false || $("recording").hidden === false) return;
+  if (!$("working").hidden || !$("recording").hidden || !$("live").hidden) return;
   separate({ kind: "file", file: files[0] }, files[0].name);
   if (files.length > 1) say(texts.several);
 }
@@ -351,17 +446,24 @@ $("record").onclick = async () => {
       $("recorded").textContent = clock(seconds);
     });
   } catch (error) {
-    const name = (error as DOMException).name;
-    if (!navigator.mediaDevices) fail(texts.microphone.unsupported);
-    else if (name === "NotAllowedError" || name === "SecurityError") fail(texts.microphone.denied);
-    else if (name === "NotFoundError" || name === "OverconstrainedError") fail(texts.microphone.none);
-    else fail(texts.microphone.busy, String(error));
+    failMicrophone(error);
     return;
   }
   show("recording");
   say(texts.recording);
   $("stop").focus();
 };
+function failMicrophone(error: unknown): void {
+  const name = (error as DOMException).name;
+  if (!navigator.mediaDevices) fail(texts.microphone.unsupported);
+  else if (name === "NotAllowedError" || name === "SecurityError") fail(texts.microphone.denied);
+  else if (name === "NotFoundError" || name === "OverconstrainedError") fail(texts.microphone.none);
+  else fail(texts.microphone.busy, String(error));
+}
+
+$("listen").onclick = listen;
+$("live-stop").onclick = () => stopLive();
+$("live-discard").onclick = discardLive;
 $("stop").onclick = () => {
   const samples = recorder!.stop();
   recorder = null;
@@ -427,7 +529,7 @@ $("result").addEventListener("keyup", (event) => {
 addEventListener("resize", () => player?.draw(true));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => player?.draw(true));
 addEventListener("beforeunload", (event) => {
-  if (!$("working").hidden || !$("recording").hidden || player) event.preventDefault(); // "leave the page?"
+  if (!$("working").hidden || !$("recording").hidden || !$("live").hidden || player) event.preventDefault(); // "leave the page?"
 });
 addEventListener("offline", () => say(texts.offline));
 

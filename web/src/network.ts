@@ -1,4 +1,4 @@
-// The network as ONNX Runtime sees it. Padding and levelling stand in `separate`, and nowhere else.
+// The networks as ONNX Runtime sees them. Padding and levelling of recordings stand in `separate`, and nowhere else.
 import * as ort from "onnxruntime-web/wasm";
 
 export type Model = {
@@ -11,6 +11,8 @@ export type Model = {
   hop_length: number;
   window_length: number;
   frames_per_step: number;
+  /** Samples by which the estimates of a stream are late. */
+  lag?: number;
 };
 
 export class Network {
@@ -19,19 +21,7 @@ export class Network {
   static async load(): Promise<Network> {
     const isolated = (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated === true;
     const nThreads = isolated ? Math.max(1, Math.min(4, navigator.hardwareConcurrency || 1)) : 1;
-    ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
-    ort.env.wasm.numThreads = nThreads;
-    const model: Model = JSON.parse(new TextDecoder().decode(await fetched("model.json")));
-    const [graph, file] = await Promise.all([fetched(model.graph), fetched(model.weights)]);
-    // A safetensors file is the length of a header, the header, and the tensors, which the graph refers to.
-    const nHeader = Number(new DataView(file.buffer).getBigUint64(0, true));
-    const weights = file.slice(8 + nHeader);
-    const session = await ort.InferenceSession.create(graph, {
-      executionProviders: ["wasm"],
-      externalData: [{ path: "weights", data: weights }],
-      graphOptimizationLevel: "all",
-      logSeverityLevel: 3,
-    });
+    const { model, session } = await loaded("model.json", nThreads);
     return new Network(model, session, nThreads);
   }
 
@@ -57,6 +47,73 @@ export class Network {
     for (const track of tracks) for (let n = 0; n < track.length; n++) track[n] *= level;
     return tracks;
   }
+}
+
+const WARM_UP_MS = 3000;
+
+/** One step of a stream: what the network remembers goes in and comes out. */
+export class LiveNetwork {
+  readonly block: number;
+  readonly lag: number;
+  private state: Record<string, ort.Tensor> = {};
+
+  private constructor(readonly model: Model, private readonly session: ort.InferenceSession) {
+    this.block = model.hop_length * model.frames_per_step;
+    this.lag = model.lag!;
+    for (const input of session.inputMetadata) {
+      if (input.name === "samples" || !input.isTensor) continue;
+      const shape = input.shape as number[];
+      const length = shape.reduce((product, n) => product * n, 1);
+      const zeros = input.type === "float64" ? new Float64Array(length) : new Float32Array(length);
+      this.state[input.name] = new ort.Tensor(input.type as "float32", zeros as Float32Array, shape);
+    }
+  }
+
+  /** On one thread: a step is short, and threads that wait for the next would keep the computer busy. */
+  static async load(): Promise<LiveNetwork> {
+    const { model, session } = await loaded("live.json", 1);
+    return new LiveNetwork(model, session);
+  }
+
+  /** Take steps that leave nothing behind until one is short: browsers compile what runs often once more, and better. */
+  async warmUp(): Promise<void> {
+    const begin = { ...this.state };
+    const until = performance.now() + WARM_UP_MS;
+    for (let took = Infinity; took > (this.block / this.model.sample_rate) * 500 && performance.now() < until; ) {
+      const began = performance.now();
+      await this.step(new Float32Array(this.block));
+      took = performance.now() - began;
+    }
+    this.state = begin;
+  }
+
+  /** Separate the next `block` samples; the tracks are `lag` late. */
+  async step(samples: Float32Array): Promise<Float32Array[]> {
+    const { estimates, ...after } = await this.session.run({
+      samples: new ort.Tensor("float32", samples, [1, samples.length]),
+      ...this.state,
+    });
+    for (const [name, tensor] of Object.entries(after)) this.state[name.replace("next.", "state.")] = tensor;
+    const data = estimates.data as Float32Array;
+    return Array.from({ length: this.model.n_sources }, (_, n) => data.slice(n * this.block, (n + 1) * this.block));
+  }
+}
+
+async function loaded(name: string, nThreads: number): Promise<{ model: Model; session: ort.InferenceSession }> {
+  ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
+  ort.env.wasm.numThreads = nThreads;
+  const model: Model = JSON.parse(new TextDecoder().decode(await fetched(name)));
+  const [graph, file] = await Promise.all([fetched(model.graph), fetched(model.weights)]);
+  // A safetensors file is the length of a header, the header, and the tensors, which the graph refers to.
+  const nHeader = Number(new DataView(file.buffer).getBigUint64(0, true));
+  const weights = file.slice(8 + nHeader);
+  const session = await ort.InferenceSession.create(graph, {
+    executionProviders: ["wasm"],
+    externalData: [{ path: "weights", data: weights }],
+    graphOptimizationLevel: "all",
+    logSeverityLevel: 3,
+  });
+  return { model, session };
 }
 
 async function fetched(name: string): Promise<Uint8Array> {

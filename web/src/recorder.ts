@@ -1,46 +1,59 @@
 // The microphone, as it is: nothing of the browser's own cleaning, which takes other talkers for noise.
-export type Recorder = { stop: () => { channels: Float32Array[]; sampleRate: number } };
+import { dot, join } from "./signal";
 
-export async function record(tell: (decibels: number, seconds: number) => void): Promise<Recorder> {
+export type Recorder = { stop: () => { channels: Float32Array[]; sampleRate: number } };
+export type Microphone = {
+  sampleRate: number;
+  /** Seconds from the air to the audio thread, as far as the browser tells. */
+  latency: number;
+  /** Begin; blocks of samples, and when they came by `Date.now()`, come out of the port of the node, or of one that is sent to it. */
+  connect: () => void;
+  node: AudioWorkletNode;
+  close: () => void;
+};
+
+export async function openMicrophone(onend: () => void = () => {}): Promise<Microphone> {
   const stream = await navigator.mediaDevices.getUserMedia({
     audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false, channelCount: 1 },
   });
   const context = new AudioContext();
-  const blocks: Float32Array[] = [];
-  let nSamples = 0;
-  let told = 0;
-  const end = () => {
+  const close = () => {
     stream.getTracks().forEach((track) => track.stop());
-    void context.close();
+    if (context.state !== "closed") void context.close();
   };
   try {
     await context.audioWorklet.addModule("tap.js");
-    const tap = new AudioWorkletNode(context, "tap", { numberOfOutputs: 0 });
-    context.createMediaStreamSource(stream).connect(tap);
+    const node = new AudioWorkletNode(context, "tap", { numberOfOutputs: 0 });
     await context.resume();
-    tap.port.onmessage = ({ data }: { data: Float32Array }) => {
-      blocks.push(data);
-      nSamples += data.length;
-      const energy = data.reduce((sum, sample) => sum + sample * sample, 0) / data.length;
-      if (nSamples - told > context.sampleRate / 15) {
-        told = nSamples;
-        tell(Math.max(-60, 10 * Math.log10(energy + 1e-9)), nSamples / context.sampleRate);
-      }
-    };
+    stream.getTracks().forEach((track) => (track.onended = onend)); // unplugged, or permission withdrawn
+    const connect = () => context.createMediaStreamSource(stream).connect(node);
+    const { latency = 0 } = stream.getAudioTracks()[0].getSettings() as { latency?: number };
+    return { sampleRate: context.sampleRate, latency, connect, node, close };
   } catch (error) {
-    end();
+    close();
     throw error;
   }
+}
+
+export async function record(tell: (decibels: number, seconds: number) => void): Promise<Recorder> {
+  const { sampleRate, connect, node, close } = await openMicrophone();
+  const blocks: Float32Array[] = [];
+  let nSamples = 0;
+  let told = 0;
+  node.port.onmessage = ({ data: [block] }: { data: [Float32Array, number] }) => {
+    blocks.push(block);
+    nSamples += block.length;
+    const energy = dot(block, block) / block.length;
+    if (nSamples - told > sampleRate / 15) {
+      told = nSamples;
+      tell(Math.max(-60, 10 * Math.log10(energy + 1e-9)), nSamples / sampleRate);
+    }
+  };
+  connect();
   return {
     stop: () => {
-      end();
-      const samples = new Float32Array(nSamples);
-      let at = 0;
-      for (const block of blocks.splice(0)) {
-        samples.set(block, at);
-        at += block.length;
-      }
-      return { channels: [samples], sampleRate: context.sampleRate };
+      close();
+      return { channels: [join(blocks.splice(0))], sampleRate };
     },
   };
 }

@@ -1,9 +1,11 @@
-// The work, away from the page: read a recording, separate it, write tracks.
+// The work, away from the page: read a recording or listen, separate, write tracks.
 import { ALL_FORMATS, AudioSampleSink, BlobSource, Input } from "mediabunny";
 
-import { Network } from "./network";
+import { FlacWriter } from "./flac";
+import { type Heard, Live } from "./live";
+import { LiveNetwork, Network } from "./network";
 import {
-  DOUBTFUL_MARGIN, Resampler, SILENCE_PEAK, explainingGains, levelOf, mixDown, peak, scale, separateInChunks,
+  DOUBTFUL_MARGIN, Resampler, SILENCE_PEAK, dot, explainingGains, join, levelOf, mixDown, peak, scale, separateInChunks,
   silentSpans, subtractMean, talkersHaveChannels,
 } from "./signal";
 
@@ -11,6 +13,7 @@ const WHOLE_SECONDS = 60; // up to here in one go
 const CHUNK_SECONDS = 30;
 const OVERLAP_SECONDS = 5;
 const MAX_HOURS = 6;
+const MAX_LIVE_HOURS = 2;
 
 export type Recording =
   | { kind: "file"; file: File }
@@ -22,13 +25,17 @@ export type Report = {
   model: string;
   licence: string;
   model_sample_rate: number;
-  mode: "whole" | "chunks" | "channels" | "silence";
+  mode: "whole" | "chunks" | "channels" | "silence" | "live";
   threads: number;
   real_time_factor: number;
+  /** Of live tracks: the longest that one was behind the microphone. */
+  delay_seconds?: number;
   doubtful_joins_seconds: number[];
   n_joins: number;
   warnings: string[];
 };
+/** How a stream stands: levels of microphone and talkers in dBFS, and how far the tracks are behind. */
+export type Standing = { seconds: number; levels: number[]; delaySeconds: number; full: boolean };
 export type Result = { mixture: Float32Array; tracks: Float32Array[]; nSamples: number; report: Report };
 export type ErrorCode =
   | "empty" | "undecodable" | "noAudio" | "codec" | "tooLong" | "tooShort" | "lowRate" | "notFinite" | "memory"
@@ -49,8 +56,15 @@ self.onmessage = async ({ data }) => {
       const result = await separate(data.recording);
       const buffers = [result.mixture, ...result.tracks].map((samples) => samples.buffer as ArrayBuffer);
       postMessage({ type: "result", result }, { transfer: buffers });
-    } else if (data.type === "wav") {
-      postMessage({ type: "wav", id: data.id, blob: wav(data.samples, data.from, data.to, data.nSamples, data.gain) });
+    } else if (data.type === "listen") {
+      await listen(data.port, data.sampleRate, data.latency);
+    } else if (data.type === "listened") {
+      await ended?.();
+    } else if (data.type === "write") {
+      const { samples, from, to, nSamples, gain } = data;
+      const blocks = pcm(samples, from, to, nSamples, gain);
+      const blob = data.format === "flac" ? flac(blocks, to, nSamples) : wav(blocks, to, nSamples);
+      postMessage({ type: "written", id: data.id, blob });
     }
   } catch (error) {
     postMessage({ type: "error", id: data.id, ...explained(error) });
@@ -64,12 +78,20 @@ function explained(error: unknown): { code: ErrorCode; detail: string } {
   return { code: "unknown", detail };
 }
 
-function load(): Promise<Network> {
+async function opened<T>(load: () => Promise<T>): Promise<T> {
   if (typeof WebAssembly === "undefined") throw new Problem("noWasm");
-  network ??= Network.load().catch((error) => {
-    network = undefined;
+  try {
+    return await load();
+  } catch (error) {
     if (explained(error).code === "memory") throw error;
-    throw new Problem("noModel", String(error?.message ?? error));
+    throw new Problem("noModel", String(error instanceof Error ? error.message : error));
+  }
+}
+
+function load(): Promise<Network> {
+  network ??= opened(Network.load).catch((error) => {
+    network = undefined;
+    throw error;
   });
   return network;
 }
@@ -85,6 +107,74 @@ async function separate(recording: Recording): Promise<Result> {
   result.report.real_time_factor = (performance.now() - began) / 1000 / result.report.seconds;
   return result;
 }
+
+// ---- live
+
+let ended: (() => Promise<void>) | undefined;
+
+/** Separate what comes in at a port, until told that it has ended. */
+async function listen(port: MessagePort, sampleRate: number, latency: number): Promise<void> {
+  const network = await opened(LiveNetwork.load);
+  await network.warmUp();
+  const live = new Live(network, sampleRate);
+  const heard: Heard[] = [];
+  let [nDone, computing, longest, working] = [0, 0, 0, Promise.resolve()];
+  let busy = false;
+  const keep = (part: Heard) => {
+    heard.push(part);
+    nDone += part.mixture.length;
+  };
+  const drain = async () => {
+    while (live.ready) {
+      const began = performance.now();
+      const part = await live.advance();
+      computing += performance.now() - began;
+      keep(part);
+      longest = Math.max(longest, part.delaySeconds);
+      const standing: Standing = {
+        seconds: nDone / live.rate, levels: [part.mixture, ...part.tracks].map(decibels), delaySeconds: part.delaySeconds,
+        full: nDone >= MAX_LIVE_HOURS * 3600 * live.rate,
+      };
+      postMessage({ type: "standing", standing });
+    }
+    busy = false;
+  };
+  port.onmessage = ({ data: [block, at] }: { data: [Float32Array, number] }) => {
+    live.push(block, at - 1000 * latency);
+    if (!busy && live.ready) {
+      busy = true;
+      working = drain().catch((error) => {
+        port.close();
+        postMessage({ type: "error", ...explained(error) });
+      });
+    }
+  };
+  ended = async () => {
+    port.close();
+    await working;
+    (await live.finish()).forEach(keep);
+    if (nDone < 1) throw new Problem("tooShort");
+    const mixture = join(heard.map((part) => part.mixture));
+    const tracks = network.model.n_sources;
+    const report: Report = {
+      seconds: nDone / live.rate, sample_rate: live.rate, model: network.model.name, licence: network.model.licence,
+      model_sample_rate: live.rate, mode: "live", threads: 1, real_time_factor: (computing / 1000) * (live.rate / nDone),
+      delay_seconds: longest, doubtful_joins_seconds: [], n_joins: 0, warnings: [],
+    };
+    const result: Result = {
+      mixture, tracks: Array.from({ length: tracks }, (_, n) => join(heard.map((part) => part.tracks[n]))),
+      nSamples: nDone, report,
+    };
+    postMessage({ type: "result", result }, { transfer: [mixture, ...result.tracks].map((samples) => samples.buffer as ArrayBuffer) });
+  };
+  postMessage({ type: "listening" });
+}
+
+function decibels(samples: Float32Array): number {
+  return 10 * Math.log10(dot(samples, samples) / Math.max(samples.length, 1) + 1e-9);
+}
+
+// ---- recordings
 
 type Read = { channels: Float32Array[]; sampleRate: number; nSamples: number };
 
@@ -109,13 +199,7 @@ class Reader {
   finish(): Read {
     const channels = this.blocks.map((blocks, index) => {
       blocks.push(this.resamplers[index].finish());
-      const joined = new Float32Array(blocks.reduce((sum, block) => sum + block.length, 0));
-      let at = 0;
-      for (const block of blocks.splice(0)) {
-        joined.set(block, at);
-        at += block.length;
-      }
-      return joined;
+      return join(blocks.splice(0));
     });
     return { channels, sampleRate: this.sampleRate, nSamples: this.nSamples };
   }
@@ -228,8 +312,29 @@ async function tracksOf(read: Read, loaded: Network): Promise<Result> {
   return { mixture, tracks, nSamples, report };
 }
 
-/** Write a track as 16-bit WAV at the recording's rate and of its exact length. */
-function wav(samples: Float32Array, from: number, to: number, nSamples: number, gain: number): Blob {
+/** A track in 16 bits, at the recording's rate and of its exact length. */
+function* pcm(samples: Float32Array, from: number, to: number, nSamples: number, gain: number): Generator<Int16Array> {
+  const resampler = new Resampler(from, to);
+  let left = nSamples;
+  const rounded = (block: Float32Array) => {
+    const n = Math.min(block.length, left);
+    left -= n;
+    return Int16Array.from({ length: n }, (_, k) => Math.max(-32768, Math.min(32767, Math.round(block[k] * gain * 32768))));
+  };
+  for (let first = 0; first < samples.length; first += 1 << 18) {
+    yield rounded(resampler.push(samples.subarray(first, first + (1 << 18))));
+  }
+  yield rounded(resampler.finish());
+  yield new Int16Array(left);
+}
+
+function flac(blocks: Iterable<Int16Array>, rate: number, nSamples: number): Blob {
+  const writer = new FlacWriter(rate, nSamples);
+  for (const block of blocks) writer.push(block);
+  return writer.finish();
+}
+
+function wav(blocks: Iterable<Int16Array>, rate: number, nSamples: number): Blob {
   const header = new DataView(new ArrayBuffer(44));
   const text = (at: number, word: string) => [...word].forEach((c, n) => header.setUint8(at + n, c.charCodeAt(0)));
   text(0, "RIFF");
@@ -238,24 +343,11 @@ function wav(samples: Float32Array, from: number, to: number, nSamples: number, 
   header.setUint32(16, 16, true);
   header.setUint16(20, 1, true);
   header.setUint16(22, 1, true);
-  header.setUint32(24, to, true);
-  header.setUint32(28, 2 * to, true);
+  header.setUint32(24, rate, true);
+  header.setUint32(28, 2 * rate, true);
   header.setUint16(32, 2, true);
   header.setUint16(34, 16, true);
   text(36, "data");
   header.setUint32(40, 2 * nSamples, true);
-  const parts: BlobPart[] = [header.buffer as ArrayBuffer];
-  const resampler = new Resampler(from, to);
-  let left = nSamples;
-  const write = (block: Float32Array) => {
-    const n = Math.min(block.length, left);
-    const pcm = new Int16Array(n);
-    for (let k = 0; k < n; k++) pcm[k] = Math.max(-32768, Math.min(32767, Math.round(block[k] * gain * 32768)));
-    parts.push(pcm.buffer as ArrayBuffer);
-    left -= n;
-  };
-  for (let first = 0; first < samples.length; first += 1 << 18) write(resampler.push(samples.subarray(first, first + (1 << 18))));
-  write(resampler.finish());
-  if (left > 0) write(new Float32Array(left));
-  return new Blob(parts, { type: "audio/wav" });
+  return new Blob([header.buffer, ...blocks] as BlobPart[], { type: "audio/wav" });
 }

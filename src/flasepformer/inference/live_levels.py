@@ -1,6 +1,6 @@
 """Levels of a stream that know its past only."""
 
-from math import exp
+from math import exp, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,6 @@ MEMORY_SECONDS = 30.0
 
 PAUSE_SHARE = 1e-4
 """Energy, against that of the loudest, below which a block is a pause: 40 dB less."""
-
-LARGEST_CHANGE = 4.0
-"""Most that a common gain of the tracks may be, and 1 over the least."""
 
 
 class PastLevel:
@@ -40,8 +37,15 @@ class PastLevel:
         return float(np.sqrt(total / count)) if count else 0.0
 
 
+LEAST_SHARE = 0.25
+"""Level of the sum of the tracks, against that of the mixture, however little of the mixture is in it."""
+
+
 class PastGain:
     """The common gain with which the sum of the tracks explains what was heard so far.
+
+    The scale of a network's estimates is any, since SI-SNR does not see it. Where they hardly fit the
+    mixture, they are brought to a quarter of its level.
 
     Args:
         block_seconds: Length of a block.
@@ -49,19 +53,21 @@ class PastGain:
 
     def __init__(self, block_seconds: float) -> None:
         self._keep = exp(-block_seconds / MEMORY_SECONDS)
-        self.numbers = np.array([0.0, 0.0, 1.0])
-        """Product of tracks and mixture, energy of the tracks, and the gain at the end of the last block."""
+        self.numbers = np.zeros(4)
+        """Energy of the mixture, product of tracks and mixture, energy of the tracks, and the gain at the end
+        of the last block, 0 before the first that is not silent."""
 
     def apply(self, tracks: NDArray[np.float32], mixture: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the next block of tracks (source, time) with their gain, given the mixture (time,)."""
-        together = tracks.sum(0, dtype=np.float64)
-        self.numbers[:2] = self.numbers[:2] * self._keep + (together @ mixture, together @ together)
-        product, energy, before = self.numbers
+        together, heard = tracks.sum(0, dtype=np.float64), mixture.astype(np.float64)
+        new = heard @ heard, together @ heard, together @ together
+        self.numbers[:3] = self.numbers[:3] * self._keep + new
+        mixture_energy, product, energy, before = (float(number) for number in self.numbers)
         gain = before
-        if product > 0 < energy:
-            gain = float(np.clip(product / energy, 1 / LARGEST_CHANGE, LARGEST_CHANGE))
-        self.numbers[2] = gain
-        return tracks * ramp(before, gain, tracks.shape[1])
+        if energy > 0:
+            gain = max(product / energy, LEAST_SHARE * sqrt(mixture_energy / energy))
+        self.numbers[3] = gain
+        return tracks * ramp(before or gain, gain, tracks.shape[1])
 
 
 def ramp(first: float, last: float, n: int) -> NDArray[np.float32]:

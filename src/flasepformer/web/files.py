@@ -60,11 +60,13 @@ def page_files() -> dict[str, PageFile]:
         PageError: The page is missing from this installation.
     """
     package = Path(str(files("flasepformer")))
-    page, model = package / "web/page", package / "pretrained/default"
+    page, pretrained = package / "web/page", package / "pretrained"
     if not (page / "index.html").is_file():
         raise PageError(f"the page is missing from this installation: there is no {page / 'index.html'}")
     found = {path.relative_to(page).as_posix(): path for path in sorted(page.rglob("*")) if path.is_file()}
-    found |= {"weights.safetensors": model / "model.safetensors", "model-card.md": model / "MODEL_CARD.md"}
+    for prefix, model in {"": pretrained / "default", "live-": pretrained / "default-live"}.items():
+        found[f"{prefix}weights.safetensors"] = model / "model.safetensors"
+        found[f"{prefix}model-card.md"] = model / "MODEL_CARD.md"
     listed = {name: PageFile(name, path) for name, path in found.items()}
     return {**listed, "files.json": PageFile("files.json", content=_list(listed))}
 
