@@ -16,9 +16,6 @@ SMALL = {
 }  # fmt: skip
 """The registered layers in the registered order, narrower, and fewer of the same."""
 
-FAST = ("fla-sepreformer-t",)
-"""To trace one takes seconds; tests/export traces a TF-Locoformer, with padding and transforms."""
-
 
 class Core(torch.nn.Module):
     def __init__(self, network):
@@ -29,12 +26,12 @@ class Core(torch.nn.Module):
         return self.network.core(samples)
 
 
-def miniature(name):
+def miniature(name, **changes):
     with torch.device("meta"):
         config = build_model(name).config
     network = next(network for known, network in FAMILIES.values() if known is type(config))
     torch.manual_seed(0)
-    return network(type(config)(**{**vars(config), **SMALL[type(config).__name__]})).eval()
+    return network(type(config)(**{**vars(config), **SMALL[type(config).__name__], **changes})).eval()
 
 
 def samples(network, n_steps):
@@ -42,13 +39,20 @@ def samples(network, n_steps):
     return torch.randn(1, length + network.window_length - network.hop_length)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in registered_names()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registered_names())
 def test_a_registered_model_is_exported_with_a_free_time_axis(name):
+    assert_exported_with_a_free_time_axis(miniature(name))
+
+
+def test_a_sepreformer_of_one_stage_is_exported_with_a_free_time_axis():
+    """To trace the others takes seconds; a TF-Locoformer is traced by tests/export, with its transforms."""
+    assert_exported_with_a_free_time_axis(miniature("fla-sepreformer-t", n_stages=1))
+
+
+def assert_exported_with_a_free_time_axis(network):
     # In float64: an exported Fourier transform is a matrix product, which rounds otherwise.
-    network = miniature(name).double()
+    network = network.double()
     core = Core(network)
     with torch.no_grad():
         step = network.frames_per_step * network.hop_length

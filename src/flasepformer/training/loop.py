@@ -93,8 +93,8 @@ def train(
 
     Raises:
         TrainingError: If the folder holds another run already or none to resume, the processes do not find
-            each other, the loss stays not finite, too much speech or too many mixtures are corrupt, or no weights
-            could be kept.
+            each other, the loss stays not finite, too much speech or too many mixtures are corrupt, or no
+            weights could be kept.
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
     run_folder = RunFolder(folder)
