@@ -38,10 +38,12 @@ class Source(Protocol):
     """In Hz."""
     n_lost: int
     """Samples so far that came too fast to be taken; silence stands in their place."""
-    behind: float
-    """Seconds of the stream that wait to be taken, as far as that is known."""
     problem: str
     """Why the stream ended before its time; empty if it did not."""
+
+    @property
+    def behind(self) -> float:
+        """Seconds of the stream that wait to be taken, as far as that is known."""
 
     def blocks(self) -> Iterator[Samples]:
         """Return blocks (channel, time) as they come."""
