@@ -125,6 +125,19 @@ def test_what_an_earlier_run_left_goes_when_its_place_is_taken(run, talk, tmp_pa
     assert report["tracks"] == ["talk_speaker1.wav", "talk_residual.wav"]
 
 
+def test_three_tracks_if_there_are_three_people_and_no_more_than_ten(run, talk, tmp_path):
+    code, listed, _ = run(talk, "--speakers", 3, "--out", tmp_path / "out")
+    assert code == 0
+    assert [line.rpartition("_")[2] for line in listed.split()] == [f"speaker{n}.wav" for n in (1, 2, 3)]
+    assert run(talk, "--speakers", 2, "--overwrite", "--out", tmp_path / "out")[0] == 0
+    assert names(tmp_path / "out") == ["talk_separation.json", "talk_speaker1.wav", "talk_speaker2.wav"]
+    for speakers in ("11", "0", "some"):
+        code, _, told = run(talk, "--speakers", speakers, "--out", tmp_path / "none")
+        assert code == 2
+        assert "from 1 to 10" in " ".join(told.replace("│", " ").split())
+    assert run(talk, "--speakers", 3, "--activity", "levels", "--out", tmp_path / "none")[0] == 2
+
+
 def test_an_interview_keeps_each_channel_and_loses_the_crosstalk(run, tmp_path):
     rng = np.random.default_rng(0)
     talks = np.repeat([[1, 0, 1, 0, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1, 0]], RATE, axis=1)

@@ -144,6 +144,8 @@ def test_three_people_in_turns_on_two_tracks_get_a_track_each(three, passed_of):
     conversation = Conversation(speakers="auto", residual=True, floor_db=-20.0)
     finished = conversation.finish(passed)
     assert finished.labels == ("speaker1", "speaker2", "speaker3", "residual")
+    assert finished.notes[0].startswith("3 people were counted")
+    assert finished.facts["talkers"]["speaker3"] == pytest.approx(12, abs=2.1)  # 14 s with pauses
     assert set(finished.labels) <= set(conversation.labels(2))
     tracks = finished.tracks(0, passed.n_samples)
     np.testing.assert_allclose(tracks.sum(0), low, atol=1e-6)

@@ -147,6 +147,11 @@ class Conversation:
             notes.append("one person talks in this recording: there is one track")
         if self.speakers == "1" or is_one:
             activity = np.asarray(activity.any(0))[None]
+        if self.speakers == "auto" and len(activity) > passed.n_sources:
+            notes.append(
+                f"{len(activity)} people were counted by their voices: there are as many tracks; "
+                "if that is wrong, say how many speakers there are"
+            )
         if self.speakers != "auto" and len(activity) < int(self.speakers):
             reason = "channels have a talker each" if passed.channels else "tracks are what the model has"
             warnings.append(f"there are {len(activity)} tracks, not {self.speakers}: so many {reason}")

@@ -174,17 +174,21 @@ def publish(
         outputs: Their final names.
         overwrite: Replace what is there; otherwise raise as `Outputs.check_absent` does.
         difference: See there.
-        obsolete: Files of an earlier run that go when their place is taken, unless they are made anew.
+        obsolete: Files of an earlier run that go when their place is taken, unless they are made anew; and so
+            do the tracks of this format that the report of an earlier run lists.
     """
+    kinds = {path.suffix for path in outputs.tracks}
 
     def move() -> None:
         with _locked(outputs.report.parent):
             if not overwrite:
                 outputs.check_absent(difference)
+            earlier = outputs._made()  # perhaps of more people
+            more = [path for path in earlier.tracks if path.suffix in kinds] if earlier else []
             outputs.report.unlink(missing_ok=True)  # no report, no complete separation
             for source, target in zip(grown, (*outputs.tracks, *outputs.files, outputs.report), strict=True):
                 source.replace(target)
-            for path in set(obsolete) - {*outputs.tracks, *outputs.files} if overwrite else ():
+            for path in {*obsolete, *more} - {*outputs.tracks, *outputs.files} if overwrite else ():
                 path.unlink(missing_ok=True)
 
     with ThreadPoolExecutor(1) as pool:

@@ -487,7 +487,7 @@ class Separator:
                 compare_channels=self.n_sources == 2 and not options.get("mix_channels", False),
             )
             _checked_rate(found.sample_rate)
-            n_planned = len(planned.tracks)
+            n_planned = min(len(planned.tracks), self.n_sources)  # a finisher may make fewer than it can
             self._check_room(outputs.report.parent, found, n_planned, form, _SUBTYPES[subtype])
             separation = self._separate(
                 found,
