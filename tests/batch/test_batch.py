@@ -21,7 +21,6 @@ from flasepformer.batch import (
     longest_first,
     read_list,
     run_locally,
-    run_on_ray,
     write_manifest,
 )
 from flasepformer.batch.tries import DIED, TryBook
@@ -248,16 +247,3 @@ def test_a_bucket_has_the_tracks_with_the_report_last_and_what_is_there_is_not_d
     store.rm("/tracks/a/1_speaker2.wav")  # an upload that was cut off is no result
     assert work("third", **changes).worker()(Recording("memory://talks/in/1.wav", "a", "1")).state == "failed"
     store.rm("/tracks", recursive=True)
-
-
-@pytest.mark.slow
-def test_on_a_cluster_what_kills_its_actor_is_given_up_and_all_the_rest_is_done(work, talks, tmp_path):
-    ray = pytest.importorskip("ray")
-    assert not ray.is_initialized()
-    options = {"finisher": Killing(always="3", once="1", mark=str(tmp_path / "mark"))}
-    todo = longest_first(recordings(talks))
-    outcomes = list(run_on_ray(work(options=options), todo, 2, address="local"))
-    states = {outcome.recording.name: outcome.state for outcome in outcomes}
-    assert states == {"0": "done", "1": "done", "2": "done", "3": "quarantined", "4": "done"}
-    assert len(outcomes) == 5
-    assert not ray.is_initialized()

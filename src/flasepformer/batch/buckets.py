@@ -100,6 +100,7 @@ class Bucket:
         """
         probe = posixpath.join(self._path, f".flasepformer-{uuid.uuid4().hex}")
         try:
+            self._make_room(probe)
             self._store.pipe_file(probe, b"")
             self._store.rm_file(probe)
         except Exception as error:  # each package has its own kinds
@@ -154,11 +155,14 @@ class Bucket:
         """
         target = self._below(place)
         try:
-            if self._kind not in _EXTRAS:  # these have no folders, and would make a bucket that is missing
-                self._store.makedirs(posixpath.dirname(target), exist_ok=True)
+            self._make_room(target)
             self._patiently(self._store.put_file, str(file), target)
         except _OF_THE_OBJECT as error:
             raise StoreError(f"cannot write in {self._address}: {_said(error)}") from error
+
+    def _make_room(self, target: str) -> None:
+        if self._kind not in _EXTRAS:  # these have no folders, and would make a bucket that is missing
+            self._store.makedirs(posixpath.dirname(target), exist_ok=True)
 
     @property
     def takes_conditions(self) -> bool:

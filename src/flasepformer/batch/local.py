@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -70,6 +71,7 @@ def run_locally(work: Work, recordings: Sequence[Recording], n_processes: int) -
     Raises:
         RuntimeError: The processes cannot start.
     """
+    work = replace(work, n_shares=n_processes)
     payload = pickle.dumps(work)  # by value: the tensors of a model would else use a file handle each
     queue = Queue(recordings, work.n_shares, work.shares_of)
     processes: list[_Process] = []

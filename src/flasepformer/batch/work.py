@@ -50,7 +50,7 @@ class Work:
     """Most bytes for all that is separated at a time, beside programs and models; None asks the separator's
     own options for each."""
     n_shares: int = 1
-    """Into which that is divided, one for each worker."""
+    """Into which that is divided, one for each worker of an engine, which sees to it."""
 
     def shares_of(self, recording: Recording) -> int:
         """Return how many shares a recording needs to go through the model in the best way that there is."""

@@ -249,12 +249,10 @@ class _Run:
             except OSError as error:
                 raise CheckpointError(f"{name} cannot be read: {describe(error)}") from error
             place = out if is_address(out) else os.path.abspath(out)
-            memory, n_shares = cast("int | None", run_options.get("memory")), n_workers
-            if address:
-                n_shares = 1  # a cluster has its own way to tell how many workers have room on a machine
-            elif memory is None and (free := free_memory()):
-                memory = int(USABLE_SHARE * free)
-            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again, memory, n_shares)
+            memory = cast("int | None", run_options.get("memory"))
+            if memory is None and not address and (free := free_memory()):
+                memory = int(USABLE_SHARE * free)  # a cluster has memory of its own
+            work = Work(separator, options, place, str(state), uuid.uuid4().hex, again, memory)
             outcomes = (
                 run_on_ray(work, recordings, n_workers, address=address, n_gpus=gpus)
                 if address
