@@ -82,9 +82,7 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     assert max(page.locator(f"#meter-{n}").evaluate("meter => meter.value") for n in (1, 2)) > -60
     page.locator("#live-stop").click()
     page.wait_for_selector("#result:not([hidden])")
-    paths = [
-        downloaded(page, f".track:nth-child({n}) button[aria-label$=WAV]", tmp_path) for n in (1, 2, 3)
-    ]
+    paths = [downloaded(page, f".track:nth-child({n}) button[aria-label$=WAV]", tmp_path) for n in (1, 2, 3)]
     (mixture, *tracks), rates = zip(*(soundfile.read(path, dtype="float32") for path in paths), strict=True)
     assert rates == (RATE, RATE, RATE)
     assert 3 <= len(mixture) / RATE < 30

@@ -81,7 +81,7 @@ def settled(observed: Array) -> Array:
 
 @cache
 def load_voice_space() -> VoiceSpace:
-    """Load what `recipes/people.py` has measured on the voices of the package's network."""
+    """Load what `flasepformer.training.people` has measured on the voices of the package's network."""
     with as_file(files("flasepformer") / WEIGHTS) as path:
         stored = {name: value.astype(np.float64) for name, value in load_file(path).items()}
     return VoiceSpace(**stored)

@@ -1,6 +1,6 @@
 """Measure how voices differ between and within people (`flasepformer.conversation.people`).
 
-Usage: python recipes/people.py SPEECH.csv OUT.safetensors
+Usage: python -m flasepformer.training.people SPEECH.csv OUT.safetensors
 
 Takes 14 s of every talker of the split `train` in pieces of 2 s, and prints the equal error rate on the
 talkers of `valid`, by the angle of two voices and by the odds of the two covariances.
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from voice import crops_of, equal_error_rate, error_rate_of, mels_of, some_of_each
 
 from flasepformer.conversation.people import VoiceSpace
 from flasepformer.conversation.voice import voice_of
 from flasepformer.data import read_utterances
+from flasepformer.training.voices import crops_of, equal_error_rate, error_rate_of, mels_of, some_of_each
 
 PIECE_SECONDS = 2.0
 SECONDS_EACH = 14.0

@@ -1,6 +1,6 @@
 """Measure who spoke when, and how many, in simulated conversations of one to four talkers.
 
-Usage: python recipes/meetings.py SPEECH.csv [--split test] [--people 1,2,3,4] [--seconds 60] [--count 12]
+Usage: python benchmarks/meetings.py SPEECH.csv [--split test] [--people 1,2,3,4] [--seconds 60] [--count 12]
 
 For every number of people and share of overlap: how many are counted; error rates of diarization (DER without
 a collar, JER; `pyannote.metrics`) by the level of each estimate, with the number found, and with the number
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conversations import RATE, annotation, passed_of, speaks, talking_rms
 from numpy.typing import NDArray
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
+from turns import RATE, annotation, passed_of, speaks, talking_rms
 
 from flasepformer.audio import read_audio, resample
 from flasepformer.conversation import Conversation

@@ -1,6 +1,6 @@
 """Measure who spoke when, and the tracks, on simulated conversations of two talkers.
 
-Usage: python recipes/conversations.py SPEECH.csv [--split test] [--count 24] [--seconds 60]
+Usage: python benchmarks/turns.py SPEECH.csv [--split test] [--count 24] [--seconds 60]
 
 For overlaps of 0, 10 and 30 %: error rates of diarization (DER without a collar, JER; `pyannote.metrics`) by
 the level of each estimate, by levels and their ratio, and by voices; the share of the talking time on the
