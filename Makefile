@@ -10,7 +10,8 @@ IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal  # a process per cor
 
 CORE ?= 1
 CORES ?= 1
-CAMPAIGN := -m flasepformer train recipes/campaign.yaml --out runs/campaign --cache runs/speech-cache --resume
+RECIPE := recipes/campaign-fine.yaml
+CAMPAIGN := -m flasepformer train $(RECIPE) --out runs/campaign --cache runs/speech-cache --resume
 PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
 .PHONY: demo test test-all lint wheel-check docs page campaign campaign-pack clean
@@ -34,7 +35,7 @@ wheel-check: $(READY)  ## wheel and sdist, on the lowest and the newest versions
 	.ci/wheel-check
 
 campaign: $(READY)  ## train on from the committed state, on core CORE, or CORES=2 in as many processes
-	$(BIN)/flasepformer unpack docs/campaign runs/campaign --recipe recipes/campaign.yaml
+	$(BIN)/flasepformer unpack docs/campaign runs/campaign --recipe $(RECIPE)
 ifeq ($(CORES),1)
 	OMP_NUM_THREADS=1 $(PIN) $(BIN)/python $(CAMPAIGN)
 else

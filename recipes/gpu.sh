@@ -3,7 +3,7 @@
 #
 #     recipes/gpu.sh pack                    # here: speech and the wheels that the other machine lacks, into runs/gpu-pack
 #     recipes/gpu.sh train MINUTES STATE     # there, in the checkout, with runs/gpu-pack beside: the state that comes back
-#     flasepformer unpack STATE runs/campaign --recipe recipes/campaign.yaml    # here: the CPU goes on from it
+#     flasepformer unpack STATE runs/campaign --recipe recipes/campaign-fine.yaml    # here: the CPU goes on from it
 #
 # RECIPE=..., FROM=..., SPEECH_MB=... change what is trained, from which state, and how much speech is taken along.
 set -euo pipefail
