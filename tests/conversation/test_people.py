@@ -92,6 +92,13 @@ def test_the_likeliest_are_joined_first_and_a_join_of_two_people_is_unlikely():
     assert join_people(space, observed, links)[1][2] == pytest.approx(odds[2] + 3)
 
 
+def test_of_many_turns_another_person_has_to_be_likelier():
+    joins = np.full(9, 5.0)
+    assert best_count(np.append(joins, -2.0)) == 2
+    assert best_count(np.append(np.full(99, 5.0), -2.0)) == 1  # 100 turns: -5.6 is asked for
+    assert best_count(np.append(np.full(99, 5.0), -6.0)) == 2
+
+
 def test_speech_is_cut_at_its_pauses_or_where_it_is_quietest():
     level = np.zeros(500)
     level[140:150] = -40.0

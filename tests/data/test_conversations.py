@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +74,10 @@ def test_turns_stay_within_the_conversation_and_their_utterances():
 def test_a_share_out_of_reach_is_refused(overlap):
     with pytest.raises(ValueError, match=r"overlap must be from 0 to 0.5, got"):
         plan(60, overlap)
+
+
+def test_one_talker_alone_goes_on_after_pauses():
+    turns = plan(120, 0.0, n_talkers=1)
+    assert {turn.talker for turn in turns} == {0}
+    pauses = [after.start_seconds - before.end_seconds for before, after in pairwise(turns)]
+    assert 0.09 < min(pauses) <= max(pauses) < 1.51

@@ -21,8 +21,9 @@ COUNTS = 0.4
 """How much of a stretch's evidence counts: stretches of one person differ more than Gaussian noise would."""
 VARIES = 0.1
 """Variance of somebody's voice that no length of speech takes away: people have more than one way to talk."""
-NEW_PERSON = -1.0
-"""Log odds that another person has, before anything is heard."""
+NEW_PERSON, OF_MANY, FEW_TURNS = -1.0, -2.0, 10
+"""Log odds that another person has, before anything is heard, with so few turns; and what is added for every
+e-fold of them: the division is the best of many, and of more turns more look good by chance."""
 AT_ONCE = 600
 """Turns that are joined at once; of more, neighbours in time first, so that memory is bounded."""
 
@@ -161,7 +162,8 @@ def best_count(odds: Array, most: int = MAX_PEOPLE) -> int:
     >>> best_count(np.array([5.0, 4.0, -9.0, -30.0])), best_count(np.array([5.0, 4.0, 3.0]))
     (3, 1)
     """
-    split = np.concatenate([[0.0], np.cumsum(NEW_PERSON - odds[::-1])])[:most]
+    prior = NEW_PERSON + OF_MANY * np.log(max((len(odds) + 1) / FEW_TURNS, 1.0))
+    split = np.concatenate([[0.0], np.cumsum(prior - odds[::-1])])[:most]
     return int(split.argmax()) + 1
 
 
