@@ -110,11 +110,12 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     report = json.loads(downloaded(page, "#report", tmp_path).read_text())
     assert (report["mode"], report["model"]) == ("live", "default-live")
     assert report["delay_seconds"] > 0.085  # a step and the filter's rest, and the resampling
-    # The best half second is what the file says; where the machine was too busy, samples were lost.
+    # The best fifth of a second is what the file says; where the machine was too busy, samples were lost between.
     played, rate = soundfile.read(speech, dtype="float32")
-    played = resample(np.tile(played, 2), rate, RATE)
-    pieces = [mixture[first : first + RATE // 2] for first in range(0, len(mixture) - RATE // 2, RATE // 2)]
-    assert max(found(piece, played) for piece in pieces) > 40
+    shifted = [resample(np.tile(played, 2)[shift:], rate, RATE) for shift in range(rate // RATE)]
+    firsts = np.linspace(0, len(mixture) - RATE // 5, 20).astype(int)
+    pieces = [mixture[first : first + RATE // 5] for first in firsts]
+    assert max(found(piece, there) for there in shifted for piece in pieces if np.any(piece)) > 40
 
     page.locator("#better").click()
     page.wait_for_selector("#result:not([hidden])")
