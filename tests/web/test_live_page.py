@@ -110,7 +110,7 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     report = json.loads(downloaded(page, "#report", tmp_path).read_text())
     assert (report["mode"], report["model"]) == ("live", "default-live")
     assert report["delay_seconds"] > 0.085  # a step and the filter's rest, and the resampling
-    # The best fifth of a second is what the file says; where the machine was too busy, samples were lost between.
+    # The best fifth of a second is what the file says; a busy machine loses samples between.
     played, rate = soundfile.read(speech, dtype="float32")
     shifted = [resample(np.tile(played, 2)[shift:], rate, RATE) for shift in range(rate // RATE)]
     firsts = np.linspace(0, len(mixture) - RATE // 5, 20).astype(int)
