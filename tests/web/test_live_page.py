@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import soundfile
-from tests.web.test_page import CHROMIUM, MIXTURE, WAIT, playwright
+from tests.web.test_page import AXE, CHROMIUM, MIXTURE, WAIT, playwright
 
 from flasepformer.audio import resample
 from flasepformer.inference import StreamingSeparator
@@ -36,21 +36,36 @@ def speech(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(speech):
-    with playwright.sync_playwright() as driver, PageServer(page_files(), port=0) as server:
+def address():
+    with PageServer(page_files(), port=0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        browser = launched(driver, speech)
-        page = browser.new_page(viewport={"width": 1000, "height": 1100})
-        page.set_default_timeout(WAIT)
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(server.url)
-        yield page
-        assert page.errors == []
-        browser.close()
+        yield server.url
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(speech):
+    with playwright.sync_playwright() as driver:
+        browser = launched(driver, speech)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address, request):
+    """The page, under its own policy, which axe cannot work under."""
+    phone = {"viewport": {"width": 360, "height": 900}, "color_scheme": "dark", "bypass_csp": True}
+    context = browser.new_context(**(phone if "axe" in request.node.name else {}))
+    context.set_default_timeout(WAIT)
+    page = context.new_page()
+    page.errors = []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(address)
+    yield page
+    assert page.errors == []
+    context.close()
 
 
 def downloaded(page, selector, tmp_path):
@@ -95,13 +110,28 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     report = json.loads(downloaded(page, "#report", tmp_path).read_text())
     assert (report["mode"], report["model"]) == ("live", "default-live")
     assert report["delay_seconds"] > 0.085  # a step and the filter's rest, and the resampling
-    # The best half second is what the file says; where the machine was too busy, samples were lost.
+    # The best fifth of a second is what the file says; a busy machine loses samples between.
     played, rate = soundfile.read(speech, dtype="float32")
-    played = resample(np.tile(played, 2), rate, RATE)
-    pieces = [mixture[first : first + RATE // 2] for first in range(0, len(mixture) - RATE // 2, RATE // 2)]
-    assert max(found(piece, played) for piece in pieces) > 40
+    shifted = [resample(np.tile(played, 2)[shift:], rate, RATE) for shift in range(rate // RATE)]
+    firsts = np.linspace(0, len(mixture) - RATE // 5, 20).astype(int)
+    pieces = [mixture[first : first + RATE // 5] for first in firsts]
+    assert max(found(piece, there) for there in shifted for piece in pieces if np.any(piece)) > 40
 
     page.locator("#better").click()
     page.wait_for_selector("#result:not([hidden])")
     assert page.locator("#better").is_hidden()
     assert page.locator("#time").inner_text().startswith("0:00 /")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is missing: npm ci in web/")
+def test_who_stops_before_anything_was_heard_is_back_where_he_was_and_axe_finds_nothing_meanwhile(page):
+    page.locator("#listen").click()
+    page.wait_for_selector("#live:not([hidden])")
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run().then(result => result.violations)")
+    assert [problem["id"] for problem in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("#live-discard").click()
+    playwright.expect(page.locator("#status")).to_have_text("Cancelled. Nothing was kept.")
+    assert page.locator("#listen").is_visible()
