@@ -286,9 +286,9 @@ def test_a_validation_that_cannot_be_is_refused(setting, message):
 
 def test_a_network_that_looks_ahead_may_begin_from_one_that_does_not():
     settings = ["initial_checkpoint=default-live", "model.look_ahead=1"]
-    begun = _initial_model(load_recipe(PROJECT / "recipes/live.yaml", settings))
+    begun = _initial_model(load_recipe(PROJECT / "recipes/live.yaml", settings), resumed=False)
     assert (begun.config.look_ahead, begun.config.forget_seconds) == (1, 0.0)
     weights = load_model("default-live").state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in begun.state_dict().items())
     with pytest.raises(TrainingError, match="default-live has another config than the recipe"):
-        _initial_model(load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]))
+        _initial_model(load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]), resumed=False)
