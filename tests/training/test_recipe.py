@@ -291,4 +291,6 @@ def test_a_network_that_looks_ahead_may_begin_from_one_that_does_not():
     weights = load_model("default-live").state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in begun.state_dict().items())
     with pytest.raises(TrainingError, match="default-live has another config than the recipe"):
-        _initial_model(load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]), resumed=False)
+        _initial_model(
+            load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]), resumed=False
+        )
