@@ -34,6 +34,9 @@ _N_WITHOUT_GAPS = 12  # pieces one after the other; from there on every second o
 AGAIN_WINDOWS = 4
 """Pieces of which each track is separated again, at most; the others take what the nearest of them has."""
 
+AGAIN_EVERY = 8
+"""Pieces of which one is separated again, so that this takes less than the separation itself."""
+
 FEATURES = (
     "shared", "shared_of_other", "coherence", "correlation", "rest", "level", "level_difference", "again",
 )  # fmt: skip
@@ -95,7 +98,8 @@ def confidence_of(
     step = max(apart * length, -(-n_samples // MAX_WINDOWS))
     starts = range(0, max(n_samples - length // 2, 1), step)
     features, energies, again = [], [], {}
-    with_again = np.linspace(0, len(starts) - 1, min(AGAIN_WINDOWS, len(starts))).round().astype(int)
+    n_again = min(max(len(starts) // AGAIN_EVERY, 1), AGAIN_WINDOWS)
+    with_again = ((np.arange(n_again) + 0.5) * len(starts) / n_again).astype(int)
     for index, start in enumerate(starts):
         stop = min(start + length, n_samples)
         piece = np.asarray(tracks.read(start, stop))
