@@ -22,6 +22,24 @@ def test_after_a_minute_what_was_loud_hardly_counts():
     assert last == pytest.approx(0.1, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("loudness", "first", "settled"),
+    [
+        (1.0, 1, 1),
+        (0.5, 1, 1),
+        (4.0, 1, 1),
+        (0.01, 1, 0.01 ** (30 / 31) / 0.35),
+        (100, 1, 100 ** (30 / 31) / 5.6),
+    ],
+)
+def test_a_network_is_given_what_it_takes_as_it_is_and_more_or_less_of_the_rest(loudness, first, settled):
+    level, block = PastLevel(0.05), np.full(100, 0.07 * loudness, np.float32)
+    excesses = [level.take_excess(block, 0.07) for _ in range(6000)]  # 5 minutes, of which 30 s count
+    assert excesses[0] == pytest.approx(first)  # talking may begin softly
+    assert excesses[-1] == pytest.approx(settled, rel=0.01)
+    assert PastLevel(0.05).take_excess(np.zeros(100, np.float32), 0.07) == 1
+
+
 @pytest.mark.parametrize("scale", [1.0, 700.0, 1e-3])
 def test_tracks_of_any_scale_explain_the_mixture_from_the_first_block_on(scale):
     mixture = np.random.default_rng(0).standard_normal(300).astype(np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tests.models.conftest import tiny_config
 from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
@@ -12,6 +13,8 @@ from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
 from flasepformer import InputError, StateError, StreamingSeparator
 from flasepformer.models import SepReformer, TFLocoformer
 from flasepformer.training import load_recipe
+
+DEMO = Path(__file__).parents[2] / "demo"
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 LENGTHS = [1, 0, 511, 3, 1200, 2285]
@@ -209,11 +212,25 @@ def test_streams_that_begin_and_end_apart_go_as_one_batch(name):
 
 
 @pytest.mark.parametrize("name", ["causal", "following, normalising"])
-def test_louder_in_is_louder_out_and_silence_is_silence(name):
+def test_silence_is_silence(name):
     stream = StreamingSeparator(NETWORKS[name](), 16000, "cpu", delay=0.1)
+    assert played(stream, noise(), LENGTHS).any()
+    assert not played(stream, np.zeros(9000, np.float32), [4000, 5000]).any()
+
+
+def test_louder_in_is_louder_out_of_a_network_that_follows():
+    stream = StreamingSeparator(NETWORKS["following, normalising"](), 16000, "cpu", delay=0.1)
     quiet, loud = played(stream, noise(), LENGTHS), played(stream, 8 * noise(), LENGTHS)
     assert rms_of_difference(loud, 8 * quiet) < 1e-4
-    assert not played(stream, np.zeros(9000, np.float32), [4000, 5000]).any()
+
+
+@pytest.mark.parametrize("gain", [0.25, 4.0])
+def test_louder_in_is_louder_out_of_the_live_model_which_hears_levels_as_they_are(gain):
+    recording, rate = soundfile.read(DEMO / "mixture.flac", dtype="float32", frames=48_000)
+    stream = StreamingSeparator.from_pretrained("default-live", rate, "cpu")
+    tracks, louder = (played(stream, by * recording, [48_000]) for by in (np.float32(1), np.float32(gain)))
+    assert rms_of_difference(louder, np.float32(gain) * tracks) < 0.1
+    assert louder.std() == pytest.approx(gain * tracks.std(), rel=0.02)
 
 
 def test_what_a_driver_breaks_is_counted_and_goes_no_further():

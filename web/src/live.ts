@@ -4,6 +4,8 @@ import { MODEL_RMS, Resampler, SHORT, SILENCE_PEAK, dot, join, peak } from "./si
 
 const MEMORY_SECONDS = 30;
 const PAUSE_SHARE = 1e-4;
+const AS_IT_IS = [0.35, 5.6];
+const TRUST_SECONDS = 1;
 const LEAST_SHARE = 0.25;
 
 /** What has become ready with one step. */
@@ -16,7 +18,7 @@ export class Live {
   private readonly gain: PastGain;
   private pending: Float32Array[] = [];
   private nPending = 0;
-  private lastLevel = 0;
+  private lastLevel = 1;
   private late: [Float32Array, Float32Array]; // samples whose tracks are not ready yet, and their levels
   private skip: number;
   private nIn = 0;
@@ -56,8 +58,8 @@ export class Live {
     const samples = joined.slice(0, block).map((sample) => (Number.isFinite(sample) ? sample : 0));
     this.pending = [joined.subarray(block)];
     this.nPending -= block;
-    const level = this.level.take(samples) / MODEL_RMS;
-    const levels = level ? ramp(this.lastLevel || level, level, block) : new Float32Array(block).fill(1);
+    const level = this.level.takeExcess(samples, MODEL_RMS);
+    const levels = ramp(this.lastLevel, level, block);
     this.lastLevel = level;
     const [before, levelsBefore] = this.late.map((late, n) => join([late, [samples, levels][n]]));
     this.late = [before.slice(block), levelsBefore.slice(block)];
@@ -104,11 +106,11 @@ class PastLevel {
   private count = 0;
   private loudest = 0;
 
-  constructor(blockSeconds: number) {
+  constructor(private readonly blockSeconds: number) {
     this.keep = Math.exp(-blockSeconds / MEMORY_SECONDS);
   }
 
-  take(block: Float32Array): number {
+  private take(block: Float32Array): number {
     const energy = dot(block, block) / block.length;
     const loudest = Math.max(energy, this.loudest * this.keep);
     if (energy >= PAUSE_SHARE * loudest && peak(block) > SILENCE_PEAK) {
@@ -117,6 +119,15 @@ class PastLevel {
       this.loudest = loudest;
     }
     return this.count ? Math.sqrt(this.total / this.count) : 0;
+  }
+
+  /** Take in the next block; return how much too loud the talking is for the network, below 1 if too soft. */
+  takeExcess(block: Float32Array, expected: number): number {
+    const level = this.take(block) / expected;
+    if (level === 0) return 1;
+    const seconds = this.count * this.blockSeconds;
+    const believed = level ** (seconds / (seconds + TRUST_SECONDS));
+    return believed / Math.min(Math.max(believed, AS_IT_IS[0]), AS_IT_IS[1]);
   }
 }
 

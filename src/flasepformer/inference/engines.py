@@ -118,7 +118,7 @@ class CausalEngine(Engine):
         self.levels = levels
         self._level = PastLevel(self.step / model.sample_rate)
         self._gain = PastGain(self.step / model.sample_rate)
-        self._last_level = 0.0
+        self._last_level = 1.0
         self._late = np.zeros((2, self.lag), np.float32)  # samples that are not given away yet, and levels
         self._model_state: dict[str, Tensor] = {}
 
@@ -156,10 +156,8 @@ class CausalEngine(Engine):
         levels = np.ones_like(samples)
         if self.levels:
             for at in range(0, n, self.step):
-                level = self._level.take(samples[at : at + self.step]) / MODEL_RMS
-                levels[at : at + self.step] = (
-                    ramp(self._last_level or level, level, self.step) if level else 1
-                )
+                level = self._level.take_excess(samples[at : at + self.step], MODEL_RMS)
+                levels[at : at + self.step] = ramp(self._last_level, level, self.step)
                 self._last_level = level
         joined = np.concatenate([self._late, np.stack([samples, levels])], axis=1)
         self._late = joined[:, joined.shape[1] - self.lag :]
