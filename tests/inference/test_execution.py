@@ -160,7 +160,7 @@ def test_chunks_of_a_short_recording_are_the_whole_bit_by_bit(linear, softmax, m
 
 
 def test_softmax_attention_is_the_whole_if_that_fits_and_else_chunks_with_the_reason(softmax, mixture):
-    n_samples = 160 * 8000
+    n_samples = 120 * 8000
     need = need_as_a_whole(softmax, n_samples).memory_bytes
     assert ModelRunner(softmax, "cpu", memory=2 * need).plan(n_samples).way == "whole"
     limit = need - 1_000_000
@@ -168,8 +168,17 @@ def test_softmax_attention_is_the_whole_if_that_fits_and_else_chunks_with_the_re
     assert (plan.way, plan.chunk_length, plan.overlap) == ("chunks", 240_000, 40_000)
     assert plan.need.memory_bytes <= limit
     assert f"needs about {need / 1e6:.3g} MB of memory and {limit / 1e6:.3g} MB may be used" in plan.reason
-    with pytest.raises(NotEnoughMemory, match=rf"2.7 minutes need about {need / 1e6:.3g} MB"):
+    with pytest.raises(NotEnoughMemory, match=rf"2\.0 minutes need about {need / 1e6:.3g} MB"):
         ModelRunner(softmax, "cpu", memory=limit, mode="whole").plan(n_samples)
+
+
+def test_softmax_attention_takes_more_than_two_minutes_in_chunks_whatever_the_memory(softmax, linear):
+    for seconds, way in ((120, "whole"), (121, "chunks")):
+        plan = ModelRunner(softmax, "cpu", memory="1T").plan(8000 * seconds)
+        assert plan.way == way
+        assert ("square of the time beyond 2 minutes" in plan.reason) == (way == "chunks")
+    assert ModelRunner(softmax, "cpu", memory="1T", mode="whole").plan(8000 * 121).way == "whole"
+    assert ModelRunner(linear, "cpu", memory="1T").plan(8000 * 121).way == "pieces"
 
 
 def test_chunks_are_halved_until_they_fit_and_then_the_recording_is_refused(softmax):

@@ -27,6 +27,10 @@ from flasepformer.models import SeparationNetwork
 MIN_CHUNK_SECONDS = 4.0
 """Chunks are not halved below this for want of memory: it is as much as models hear at a time in training."""
 
+SOFTMAX_SECONDS = 120.0
+"""Longest recording that a model with softmax attention takes as a whole unless told to: in a TF-Locoformer-M
+attention costs as much as all else at 90 s, and three times as much at 5 minutes (counted, not measured)."""
+
 SMALLEST_PIECES = 8
 """Pieces may be so many times shorter than what is fastest, for want of memory."""
 
@@ -126,6 +130,10 @@ class Planner:
             return self._plan_chunks(n_samples, usable)
         if goes_in_pieces(self._model):
             return self._plan_pieces(n_samples, usable, device)
+        known = isinstance(self._model, SeparationNetwork)
+        if self._mode == "auto" and known and n_samples > SOFTMAX_SECONDS * self._sample_rate:
+            reason = f"softmax attention takes the square of the time beyond {SOFTMAX_SECONDS / 60:g} minutes"
+            return self._plan_chunks(n_samples, usable, reason)
         need = need_as_a_whole(self._model, n_samples)
         if need is None and (self._mode == "whole" or n_samples <= self._chunk_length):
             return Plan(way="whole", need=None)
