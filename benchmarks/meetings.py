@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
-from turns import RATE, annotation, passed_of, speaks, talking_rms
+from turns import RATE, annotation, passed_of, spoken
 
-from flasepformer.audio import read_audio, resample
 from flasepformer.conversation import Conversation
 from flasepformer.conversation.activity import by_level_alone
 from flasepformer.conversation.conversation import is_one_person
@@ -27,6 +26,7 @@ from flasepformer.conversation.rendering import Rendering
 from flasepformer.data import plan_conversations, read_utterances
 from flasepformer.inference import Separator
 from flasepformer.metrics import talker_confusion
+from flasepformer.training.counting import speaks
 
 LEAST_SECONDS = 3.0
 WAYS = ("level", "auto", "told")
@@ -41,20 +41,12 @@ def conversations(
         utterances, 20 * count, 1, n_sources=n_people, seconds=seconds, overlap=overlap
     )
     for plan in plans:
-        spoken = np.zeros(n_people)
+        lengths = np.zeros(n_people)
         for turn in plan.turns:
-            spoken[turn.talker] += (turn.end_seconds or seconds) - turn.start_seconds
-        if spoken.min() < LEAST_SECONDS:
+            lengths[turn.talker] += (turn.end_seconds or seconds) - turn.start_seconds
+        if lengths.min() < LEAST_SECONDS:
             continue
-        sources = np.zeros((n_people, round(seconds * RATE)), np.float32)
-        level = 0.05 * 10 ** (rng.uniform(-4, 4, n_people) / 20)
-        for turn in plan.turns:
-            recording = read_audio(turn.utterance.path)
-            said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
-            first = round(turn.start_seconds * RATE)
-            last = min(first + len(said), sources.shape[-1])
-            gain = np.float32(level[turn.talker] / talking_rms(said))
-            sources[turn.talker, first:last] += gain * said[: last - first]
+        sources, _ = spoken(plan, rng, seconds, n_people)
         yield sources
         found += 1
         if found == count:
@@ -74,7 +66,7 @@ def score(separator: Separator, speech: Path, split: str, n_people: int, **plan:
         mixture = sources.sum(0)
         passed = passed_of(separator, mixture, RATE)
         frames = sweep(passed)
-        talks = np.stack([speaks(source) for source in sources])[:, : len(frames)]
+        talks = np.stack([speaks(source, RATE) for source in sources])[:, : len(frames)]
         activity, order, turns = Conversation().who_speaks(passed, frames)
         if is_one_person(activity, turns):
             activity = activity.any(0)[None]

@@ -24,36 +24,34 @@ from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
 
 from flasepformer.audio import read_audio, resample
 from flasepformer.conversation import Conversation, segments_of
-from flasepformer.conversation.activity import by_level_alone, filled, without_short
-from flasepformer.conversation.frames import frame_edges, in_db, smoothed, sweep
+from flasepformer.conversation.activity import by_level_alone
+from flasepformer.conversation.frames import sweep
 from flasepformer.conversation.rendering import Rendering
-from flasepformer.data import plan_conversations, read_utterances
+from flasepformer.data import PlannedMixture, plan_conversations, read_utterances
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import Passed, array_reader
-from flasepformer.inference.levels import TalkingLevel
 from flasepformer.metrics import si_snr, talker_confusion, wrong_turns
+from flasepformer.training.counting import speaks, talking_rms
 
 RATE = 16000
 OVERLAPS = (0.0, 0.1, 0.3)
 
 
-def talking_rms(waveform):
-    """Return how loud a waveform (time,) is without its pauses."""
-    level = TalkingLevel(RATE // 10)
-    level.add(waveform)
-    return level.rms()
-
-
-def speaks(source: NDArray[np.float32], rate: int = RATE) -> NDArray[np.bool_]:
-    """Return where a clean source speaks (frame,): to 35 dB below its loud frames, pauses of 0.3 s filled."""
-    n = -(-len(source) * 50 // rate)
-    edges = frame_edges(0, n, rate)
-    power = np.add.reduceat(np.square(source, dtype=np.float64), edges[:-1])
-    level = in_db(smoothed(power / np.diff(np.minimum(edges, len(source))), 3))
-    heard = level[level > -80]
-    if not len(heard):
-        return np.zeros(n, bool)
-    return without_short(filled(level > max(np.percentile(heard, 95) - 35, -80), 0.3), 0.1)
+def spoken(
+    plan: PlannedMixture, rng: np.random.Generator, seconds: float, n_people: int = 2
+) -> tuple[NDArray[np.float32], list[tuple[int, int, int]]]:
+    """Return what everybody says (talker, time), 4 dB louder or softer, and turns: talker, first, last."""
+    sources = np.zeros((n_people, round(seconds * RATE)), np.float32)
+    level, turns = 0.05 * 10 ** (rng.uniform(-4, 4, n_people) / 20), []
+    for turn in plan.turns:
+        recording = read_audio(turn.utterance.path)
+        said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
+        first = round(turn.start_seconds * RATE)
+        last = min(first + len(said), sources.shape[-1])
+        gain = np.float32(level[turn.talker] / talking_rms(said, RATE))
+        sources[turn.talker, first:last] += gain * said[: last - first]
+        turns.append((turn.talker, first, last))
+    return sources, turns
 
 
 def annotation(active: NDArray[np.bool_]) -> Annotation:
@@ -113,20 +111,11 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
         rates = {way: (DiarizationErrorRate(), JaccardErrorRate()) for way in ("level", "levels", "voices")}
         figures = defaultdict[str, list[float]](list)
         for plan in plans:
-            sources = np.zeros((2, round(seconds * RATE)), np.float32)
-            level, turns = 0.05 * 10 ** (rng.uniform(-4, 4, 2) / 20), []
-            for turn in plan.turns:
-                recording = read_audio(turn.utterance.path)
-                said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
-                first = round(turn.start_seconds * RATE)
-                last = min(first + len(said), sources.shape[-1])
-                gain = np.float32(level[turn.talker] / talking_rms(said))
-                sources[turn.talker, first:last] += gain * said[: last - first]
-                turns.append((turn.talker, first, last))
+            sources, turns = spoken(plan, rng, seconds)
             mixture = sources.sum(0)
             passed = passed_of(separator, mixture, RATE)
             frames = sweep(passed)
-            talks = np.stack([speaks(source) for source in sources])[:, : len(frames)]
+            talks = np.stack([speaks(source, RATE) for source in sources])[:, : len(frames)]
             found = {"level": by_level_alone(frames)}
             for way in ("levels", "voices"):
                 activity, order, listened = Conversation(activity=way, speakers="2").who_speaks(

@@ -39,9 +39,9 @@ CROP = 300
 BATCH = 16
 
 
-def talking_rms(waveform: NDArray[np.float32]) -> float:
+def talking_rms(waveform: NDArray[np.float32], rate: int = RATE) -> float:
     """Return how loud a waveform (time,) is without its pauses."""
-    level = TalkingLevel(RATE // 10)
+    level = TalkingLevel(rate // 10)
     level.add(waveform)
     return level.rms()
 
