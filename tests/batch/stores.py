@@ -47,3 +47,8 @@ class Store:
     def puts(self, ending):
         """Count the puts of each object whose name ends so."""
         return Counter(path for method, path in self.requests if method == "PUT" and path.endswith(ending))
+
+    def fetched(self, ending):
+        """List the objects whose names end so and that somebody has fetched, by name."""
+        asked = {path for method, path in self.requests if method == "GET" and path.endswith(ending)}
+        return sorted(asked)

@@ -1,6 +1,7 @@
 """Into and out of an object store that speaks S3: the same promises as for folders."""
 
 import csv
+import hashlib
 import os
 import signal
 import sys
@@ -116,6 +117,23 @@ def test_tracks_are_put_before_their_report_and_a_restart_does_what_is_missing(s
     again = [work("second").worker()(recording).state for recording in there]
     assert again == ["skipped", "skipped", "done", "skipped", "skipped"]
     assert sorted(server.puts(".wav") + server.puts(".json")) == order[2:] + order[:2]
+    assert server.fetched(".wav") == ["/talks/in/2.wav"]
+
+
+def test_what_has_changed_in_a_store_since_it_was_separated_is_fetched_and_seen(store, there, work):
+    server, system = store
+    done = [work("first").worker()(recording) for recording in there]
+    system.pipe_file("talks/in/0.wav", system.cat_file("talks/in/1.wav"))
+    system.pipe_file("talks/in/1.wav", system.cat_file("talks/in/1.wav"))  # of another date
+    system.pipe_file("tracks/out/2_speaker1.wav", b"another")
+    server.requests.clear()
+    again = [work("second").worker()(recording) for recording in there]
+    assert [outcome.state for outcome in again] == ["failed", *["skipped"] * 4]
+    assert "it is of another recording" in again[0].error
+    assert server.fetched(".wav") == ["/talks/in/0.wav", "/talks/in/1.wav", "/tracks/out/2_speaker1.wav"]
+    digest = hashlib.sha256(b"another").hexdigest()
+    assert [track.sha256 for track in again[2].tracks] == [digest, done[2].tracks[1].sha256]
+    assert again[3].tracks == done[3].tracks
 
 
 def test_a_claim_keeps_another_machine_out_while_it_is_renewed_and_no_longer(store, tmp_path, monkeypatch):

@@ -1,11 +1,12 @@
 """Recordings and tracks in object stores, through fsspec: fetched, and put back with the report last."""
 
+import json
 import posixpath
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,9 +134,13 @@ class Bucket:
     def identity(self) -> str:
         """Return what changes when the object does."""
         try:
-            entry = self._patiently(self._store.info, self._path)
+            return self._mark(self._path)
         except _OF_THE_OBJECT as error:
             return type(error).__name__
+
+    def _mark(self, path: str) -> str:
+        """Return what changes when an object does; `FileNotFoundError` if there is none."""
+        entry = self._patiently(self._store.info, path)
         marks = (entry.get(name) for name in ("size", "ETag", "etag", "mtime", "LastModified", "created"))
         return " ".join(str(mark) for mark in marks if mark is not None)
 
@@ -147,8 +152,11 @@ class Bucket:
             self._patiently(self._store.get_file, self._path, str(path))
             yield path
 
-    def put(self, file: Path, place: str = "") -> None:
+    def put(self, file: Path, place: str = "") -> str:
         """Put a file here, under a name below; it appears at once or not at all, as object stores have it.
+
+        Returns:
+            What changes when the object does.
 
         Raises:
             StoreError: It cannot be put there.
@@ -157,6 +165,7 @@ class Bucket:
         try:
             self._make_room(target)
             self._patiently(self._store.put_file, str(file), target)
+            return self._mark(target)
         except _OF_THE_OBJECT as error:
             raise StoreError(f"cannot write in {self._address}: {_said(error)}") from error
 
@@ -247,10 +256,15 @@ class Bucket:
             copy = local / posixpath.basename(report)
             with suppress(FileNotFoundError):
                 self._patiently(self._store.get_file, report, str(copy))
-                for part in ("tracks", "files"):
-                    for file in read_report(copy).get(part, ()):
-                        if self._exists(posixpath.join(below, Path(str(file)).name)):
-                            (local / Path(str(file)).name).touch()
+                said = read_report(copy)
+                for file in (*said.get("tracks", ()), *said.get("files", ())):
+                    name = Path(str(file)).name
+                    with suppress(FileNotFoundError):
+                        mark = self._mark(posixpath.join(below, name))
+                        (local / name).touch()
+                        put = said.get("put", {}).get(name, {})
+                        if put.get("mark") == mark:
+                            mirror.digests[name] = put["sha256"]
             yield mirror
 
     def fetch(self, place: str, file: Path) -> None:
@@ -260,13 +274,6 @@ class Bucket:
     def address(self, place: str = "") -> str:
         """Return the address of what is below here."""
         return str(self._store.unstrip_protocol(self._below(place)))
-
-    def _exists(self, path: str) -> bool:
-        try:
-            self._patiently(self._store.info, path)
-        except FileNotFoundError:
-            return False
-        return True
 
 
 def _said(error: Exception) -> str:
@@ -289,13 +296,14 @@ class Mirror:
     place: str
     """Of the folder in the bucket."""
 
+    digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of tracks that are as an earlier run has put them, by name."""
+
     def committed(self, outcome: "Outcome") -> "Outcome":
         """Put what has been done into the bucket, the report last: without it, nothing counts as done."""
         base = self.bucket.address(self.place)
         if outcome.state == "done":
-            files = sorted(path for path in self.folder.iterdir() if path.is_file())
-            for path in sorted(files, key=lambda path: path.name.endswith("_separation.json")):
-                self.bucket.put(path, posixpath.join(self.place, path.name))
+            self._put(outcome)
         tracks = tuple(
             replace(
                 track, place=posixpath.join(base, Path(track.place).name), sha256=self._digest(outcome, track)
@@ -304,12 +312,27 @@ class Mirror:
         )
         return replace(outcome, tracks=tracks)
 
+    def _put(self, outcome: "Outcome") -> None:
+        """Put all files; the report says of each track what it is, so that nobody has to fetch it."""
+        files = {path.name: path for path in sorted(self.folder.iterdir()) if path.is_file()}
+        (report,) = (files.pop(name) for name in list(files) if name.endswith("_separation.json"))
+        digests = {Path(track.place).name: track.sha256 for track in outcome.tracks}
+        put = {}
+        for name, path in files.items():
+            mark = self.bucket.put(path, posixpath.join(self.place, name))
+            put[name] = {"mark": mark, "sha256": digests.get(name, "")}
+        content = {**read_report(report), "put": put}
+        report.write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+        self.bucket.put(report, posixpath.join(self.place, report.name))
+
     def _digest(self, outcome: "Outcome", track: Any) -> str:
-        """Return the digest of a track, fetching one that an earlier run has put there."""
+        """Return the digest of a track, fetching one that has changed since a run has put it there."""
         if outcome.state == "done":
             return str(track.sha256)
-        from flasepformer.inference.identity import file_identity
+        name = Path(track.place).name
+        if name not in self.digests:
+            from flasepformer.inference.identity import file_identity
 
-        fetched = self.folder / Path(track.place).name
-        self.bucket.fetch(posixpath.join(self.place, fetched.name), fetched)
-        return str(file_identity(fetched)["sha256"])
+            self.bucket.fetch(posixpath.join(self.place, name), self.folder / name)
+            self.digests[name] = str(file_identity(self.folder / name)["sha256"])
+        return self.digests[name]

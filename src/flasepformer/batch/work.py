@@ -26,7 +26,7 @@ from flasepformer.inference import (
     weights_digest,
 )
 from flasepformer.inference.identity import file_identity
-from flasepformer.inference.outputs import plan_outputs
+from flasepformer.inference.outputs import Outputs
 
 STATE_FOLDER = ".batch"
 """Beside the tracks: claims, and what has failed. It may be removed when no run is under way."""
@@ -134,31 +134,31 @@ class Worker:
 
     def _separate(self, recording: Recording, was_cut_off: bool, n_shares: int) -> Outcome:
         """Separate a recording, to and from buckets where it or its tracks are there."""
-        source: AbstractContextManager[str | Path] = nullcontext(recording.source)
-        if is_address(recording.source):
-            source = Bucket(recording.source).fetched()
-        with source as path:
-            if not is_address(self._work.out):
-                folder = Path(self._work.out, recording.folder)
-                return self._separate_file(recording, path, folder, n_shares, was_cut_off)
-            bucket, report = Bucket(self._work.out), self._report_name(recording)
-            with bucket.mirrored(recording.folder, report) as mirror:
-                outcome = self._separate_file(recording, path, mirror.folder, n_shares)
-                return mirror.committed(outcome)
+        if not is_address(self._work.out):
+            folder = Path(self._work.out, recording.folder)
+            return self._separate_into(recording, folder, n_shares, was_cut_off)
+        report = self._outputs(recording, Path()).report.name
+        with Bucket(self._work.out).mirrored(recording.folder, report) as mirror:
+            return mirror.committed(self._separate_into(recording, mirror.folder, n_shares))
 
-    def _separate_file(
-        self,
-        recording: Recording,
-        path: str | Path,
-        folder: Path,
-        n_shares: int,
-        was_cut_off: bool = False,
+    def _separate_into(
+        self, recording: Recording, folder: Path, n_shares: int, was_cut_off: bool = False
     ) -> Outcome:
         options: FileOptions = {**self._work.options, "name": recording.name}
-        if was_cut_off and not (folder / self._report_name(recording)).exists():
+        outputs, separator = self._outputs(recording, folder), self._separator(n_shares)
+        if was_cut_off and not outputs.report.exists():
             options["overwrite"] = True  # perhaps between the name of its first track and that of its report
+        source: AbstractContextManager[str | Path] = nullcontext(recording.source)
         try:
-            report = self._separator(n_shares).separate_file_with_report(path, folder, **options)
+            if is_address(recording.source):
+                bucket = Bucket(recording.source)
+                options["origin"] = {"address": recording.source, "mark": bucket.identity()}
+                earlier = read_report(outputs.report)
+                if earlier.get("origin") == options["origin"] and not options.get("overwrite"):
+                    separator.check_absent(outputs, earlier["content"], options)
+                source = bucket.fetched()
+            with source as path:
+                report = separator.separate_file_with_report(path, folder, **options)
         except AlreadySeparated as error:
             return _outcome(recording, "skipped", error.tracks, read_report(error.report))
         facts = {"seconds": report.seconds, "confidence": report.confidence, "warnings": report.warnings}
@@ -173,13 +173,9 @@ class Worker:
             self._separators[n_shares] = work.separator.within(work.memory * n_shares // work.n_shares)
         return self._separators[n_shares]
 
-    def _report_name(self, recording: Recording) -> str:
-        options, n_sources = self._work.options, self._work.separator.n_sources
-        finisher = options.get("finisher")
-        labels = finisher.labels(n_sources) if finisher else [f"speaker{n + 1}" for n in range(n_sources)]
-        endings = finisher.endings() if finisher else ()
-        name = recording.name + options.get("suffix", "")
-        return plan_outputs(Path(), name, labels, options.get("format", "wav"), endings).report.name
+    def _outputs(self, recording: Recording, folder: Path) -> Outputs:
+        options = self._work.options
+        return self._work.separator.outputs(recording.name + options.get("suffix", ""), folder, options)
 
     @cached_property
     def _weights(self) -> str:

@@ -17,6 +17,8 @@ class SeparationReport:
     """The recording, as it was named."""
     content: dict[str, Any]
     """Of the recording: its size in "bytes" and its "sha256"."""
+    origin: dict[str, str]
+    """Where it was fetched from, and what changes there when it does; empty where it was at hand."""
     tracks: tuple[Path, ...]
     """One file per talker."""
     files: tuple[Path, ...]

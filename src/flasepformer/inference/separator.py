@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -128,6 +128,8 @@ class FileOptions(TypedDict, total=False):
     finisher: Finisher
     """Makes the tracks of the model's estimates, such as `flasepformer.conversation.Conversation`; by default
     the estimates are the tracks."""
+    origin: dict[str, str]
+    """Where a recording was fetched from, for the report; see `Separator.check_absent`."""
     progress: Progress
     """Called at every step, and again and again while the model works. What it raises, such as
     `flasepformer.Cancelled`, ends the work, and nothing half written is left."""
@@ -435,6 +437,40 @@ class Separator:
         """
         return list(self.separate_file_with_report(source, out_folder, **options).tracks)
 
+    def outputs(self, name: str, out_folder: str | Path, options: FileOptions) -> Outputs:
+        """Return the files, as many as can be, that `separate_file` leaves of that name, suffix and all."""
+        finisher = options.get("finisher")
+        labels = finisher.labels(self.n_sources) if finisher else _speakers(self.n_sources)
+        endings = finisher.endings() if finisher else ()
+        return plan_outputs(Path(out_folder), name, labels, options.get("format", "wav"), endings)
+
+    def check_absent(self, outputs: Outputs, content: Mapping[str, Any], options: FileOptions) -> None:
+        """Raise what `separate_file` raises where these files are there, without the recording itself.
+
+        Args:
+            outputs: See `outputs`.
+            content: Size and SHA-256 of the recording, as a report has them.
+            options: How it would be separated.
+
+        Raises:
+            AlreadySeparated: See `separate_file`.
+            OutputExists: Likewise.
+        """
+        outputs.check_absent(self._differs(content, self._chosen(options)))
+
+    def _chosen(self, options: FileOptions) -> dict[str, Any]:
+        """Return what decides the tracks."""
+        finisher = options.get("finisher")
+        return {
+            **self._run_options,
+            **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
+            "finisher": dict(finisher.options) if finisher else None,
+        }
+
+    def _differs(self, content: Mapping[str, Any], chosen: dict[str, Any]) -> Callable[[Path], str | None]:
+        """Return what says of a report what it was made of that is not the same now."""
+        return lambda report: difference(read_report(report), content, self._weights_sha256, chosen)
+
     def separate_file_with_report(
         self, source: str | Path | BinaryIO, out_folder: str | Path, **options: Unpack[FileOptions]
     ) -> SeparationReport:
@@ -460,22 +496,14 @@ class Separator:
         label = str(source) if isinstance(source, (str, Path)) else str(getattr(source, "name", "stream"))
         name = options.get("name", Path(label).stem) + options.get("suffix", "")
         finisher = options.get("finisher")
-        labels = finisher.labels(self.n_sources) if finisher else _speakers(self.n_sources)
-        planned = plan_outputs(Path(out_folder), name, labels, form, finisher.endings() if finisher else ())
+        planned = self.outputs(name, out_folder, options)
         outputs = planned
-        chosen = {
-            **self._run_options,
-            **{key: options.get(key, default) for key, default in _FILE_DEFAULTS.items()},
-            "finisher": dict(finisher.options) if finisher else None,
-        }
+        chosen = self._chosen(options)
         with growing_folder(outputs.report.parent) as growing, ExitStack() as opened:
             tell("reading", 0.0)
             path = opened.enter_context(as_regular_file(source))
             content = file_identity(path) if path.is_file() else {}  # else reading says what it is
-
-            def differs(report: Path) -> str | None:
-                return difference(read_report(report), content, self._weights_sha256, chosen)
-
+            differs = self._differs(content, chosen)
             if not overwrite:
                 planned.check_absent(differs)
             recording = opened.enter_context(self._open(path, options))
@@ -509,6 +537,7 @@ class Separator:
             report = SeparationReport(
                 input=label,
                 content=content,
+                origin=options.get("origin", {}),
                 tracks=outputs.tracks,
                 files=outputs.files,
                 seconds=seconds,
