@@ -44,10 +44,10 @@ FEATURES = (
 
 # Of the features in their order, and the constant, and the same without the last feature; printed by
 # flasepformer.evaluation.calibrating.
-_WEIGHTS = np.array([-0.641, 0.222, -0.593, -1.279, -1.841, 0.36, -0.198, -0.386])
-_CONSTANT = -10.164
-_WEIGHTS_BEFORE = np.array([-0.849, 0.096, -0.583, -1.539, -1.935, 0.344, -0.162])
-_CONSTANT_BEFORE = -9.598
+_WEIGHTS = np.array([-0.438, 0.206, -0.716, -2.322, -1.687, 0.573, -0.124, -0.356])
+_CONSTANT = -9.218
+_WEIGHTS_BEFORE = np.array([-0.615, 0.147, -0.888, -2.085, -1.801, 0.613, -0.11])
+_CONSTANT_BEFORE = -9.191
 
 SeparateAgain = Callable[[NDArray[np.float32]], float]
 """Separates a track (time,) again and returns the share of its energy that is not in the loudest part."""
