@@ -66,7 +66,7 @@ def run_on_ray(
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster at {address}: {error}; `ray start --head` begins one, "
-                "--address local one of this machine alone; one that asks for a token wants RAY_AUTH_MODE=token"
+                "--address local one of this machine alone; for one with a token set RAY_AUTH_MODE=token"
             ) from error
     try:
         work, each = _with_memory(work, n_workers, n_gpus)
