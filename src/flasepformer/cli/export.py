@@ -24,7 +24,7 @@ _Model = Annotated[
 
 def export(
     model: _Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: .onnx, or .zip with --long.")],
     quantize: Annotated[
         str | None, typer.Option(help='Pack the weights: "fp16" halves the file, "int8" quarters it.')
     ] = None,
@@ -32,6 +32,9 @@ def export(
     block_ms: Annotated[
         float, typer.Option(min=1, max=10_000, help="Length of a step of --stream; whole steps of the model.")
     ] = 100.0,
+    long: Annotated[
+        bool, typer.Option("--long", help="Export a set of graphs that takes hours in bounded memory.")
+    ] = False,
     speech: _Recording = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
@@ -46,8 +49,10 @@ def export(
 
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise typer.BadParameter(f"--quantize takes one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
-    if file.suffix != ".onnx":
-        raise typer.BadParameter(f"the file to write is called .onnx, got {str(file)!r}")
+    if long and stream:
+        raise typer.BadParameter("--stream and --long are two different files; name one of them")
+    if file.suffix != (suffix := ".zip" if long else ".onnx"):
+        raise typer.BadParameter(f"the file to write is called {suffix}, got {str(file)!r}")
     with _explained(file):
         obtain_published(model, accept_licence=accept_licence)
         proof = export_model(
@@ -55,13 +60,14 @@ def export(
             file,
             quantization=quantize,  # type: ignore[arg-type]
             block_seconds=block_ms / 1000 if stream else None,
+            long=long,
             speech=_speech(speech, model),
         )
     print_result(_summary(file, proof))
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File that `export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `export` wrote.")],
     model: _Model,
     speech: _Recording = None,
     accept_licence: AcceptLicence = False,

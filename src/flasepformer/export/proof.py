@@ -19,7 +19,7 @@ from flasepformer.export.errors import ProofFailed
 from flasepformer.files import markdown_table
 from flasepformer.metrics import si_snr
 from flasepformer.models import SeparationNetwork
-from flasepformer.onnx import ExportedSeparator, ExportedStream
+from flasepformer.onnx import ExportedSeparator, ExportedSet, ExportedStream
 
 SPEECH = Path(__file__).parent / "speech.flac"
 """Two people reading at the same time; see README.md beside it."""
@@ -33,6 +33,9 @@ SHORT = 0.1
 LARGEST_DIFFERENCE = {"": 1e-4, "fp16": 1e-2, "int8": 0.3}
 """Largest root mean square of the difference in that of PyTorch's estimates, by the bits of the weights: 80,
 40 and 10 dB."""
+
+PIECE_LENGTH = 64
+"""Frames in a piece in which sets are proved: a few seconds are several pieces."""
 
 SILENCE = 1e-6
 """Root mean square below which estimates are compared as they are."""
@@ -162,6 +165,28 @@ def prove(exported: ExportedSeparator, network: SeparationNetwork, speech: Speec
     return _proof(exported, speech, comparisons)
 
 
+def prove_long(path: Path, network: SeparationNetwork, speech: Speech, n_threads: int) -> Proof:
+    """Compare a set for long recordings with its network, in pieces that are short enough to be several.
+
+    The longest one is compared in the pieces of a long recording, too.
+
+    Raises:
+        ProofFailed: At the first length that differs by more than is allowed.
+    """
+    exported, short = (ExportedSet(path, n_threads=n_threads, piece_length=n) for n in (None, PIECE_LENGTH))
+    comparisons = []
+    for seconds, runner in [
+        *((seconds, short) for seconds in speech.lengths),
+        (speech.lengths[-1], exported),
+    ]:
+        mixture = speech.excerpt(seconds)
+        comparisons.append(
+            _compare(seconds, partial(runner.separate, mixture), partial(_separated, network, mixture))
+        )
+        _check(comparisons[-1], exported.facts.quantized)
+    return _proof(exported, speech, comparisons)
+
+
 def prove_stream(exported: ExportedStream, network: SeparationNetwork, speech: Speech) -> Proof:
     """Compare a file for streams with its network, step after step of the same block.
 
@@ -267,7 +292,9 @@ def _memory(name: str) -> float | None:
 
 
 def _proof(
-    exported: ExportedSeparator | ExportedStream, speech: Speech, comparisons: list[Comparison]
+    exported: ExportedSeparator | ExportedSet | ExportedStream,
+    speech: Speech,
+    comparisons: list[Comparison],
 ) -> Proof:
     import onnxruntime
 
