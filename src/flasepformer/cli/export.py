@@ -17,6 +17,13 @@ _Recording = Annotated[
     Path | None,
     typer.Option("--speech", help="Recording to compare on; by default one that comes with the package."),
 ]
+_Mixtures = Annotated[
+    Path | None,
+    typer.Option(
+        "--mixtures",
+        help="Set to score the file and PyTorch on, too, as in `evaluate`: its first 100 mixtures.",
+    ),
+]
 _Model = Annotated[
     str, typer.Argument(metavar="MODEL", help='"default", a name of `models`, or a checkpoint.')
 ]
@@ -36,6 +43,7 @@ def export(
         bool, typer.Option("--long", help="Export a set of graphs that takes hours in bounded memory.")
     ] = False,
     speech: _Recording = None,
+    mixtures: _Mixtures = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Export a model to one ONNX file for recordings of any length, proved to give PyTorch's numbers.
@@ -49,6 +57,8 @@ def export(
 
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise typer.BadParameter(f"--quantize takes one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    if mixtures is not None and stream:
+        raise typer.BadParameter("a file for streams is not scored on --mixtures; leave them out")
     if long and stream:
         raise typer.BadParameter("--stream and --long are two different files; name one of them")
     if file.suffix != (suffix := ".zip" if long else ".onnx"):
@@ -62,6 +72,7 @@ def export(
             block_seconds=block_ms / 1000 if stream else None,
             long=long,
             speech=_speech(speech, model),
+            mixtures=mixtures,
         )
     print_result(_summary(file, proof))
 
@@ -70,6 +81,7 @@ def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `export` wrote.")],
     model: _Model,
     speech: _Recording = None,
+    mixtures: _Mixtures = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Repeat the proof of an exported file on this computer.
@@ -80,7 +92,7 @@ def verify(
 
     with _explained(file):
         obtain_published(model, accept_licence=accept_licence)
-        proof = verify_file(file, model, speech=_speech(speech, model))
+        proof = verify_file(file, model, speech=_speech(speech, model), mixtures=mixtures)
     print_result(_summary(file, proof))
 
 
@@ -93,9 +105,13 @@ def _speech(path: Path | None, model: str) -> "Speech | None":
 
 def _summary(file: Path, proof: "Proof") -> str:
     worst = max(comparison.rms_difference for comparison in proof.comparisons)
+    scored = ""
+    if (quality := proof.quality) is not None:
+        scored = f"; {quality.lost_db:.4f} of {quality.torch_db:.2f} dB SI-SNRi lost"
+        scored += f" on {quality.n_mixtures} mixtures"
     return (
         f"{file}: {proof.model}, {proof.kind}, {proof.quantized or 'float32'}, {proof.file_megabytes} MB; "
-        f"differs from PyTorch by {worst:.1e} of the RMS at most ({proof.limit:.0e} allowed)"
+        f"differs from PyTorch by {worst:.1e} of the RMS at most ({proof.limit:.0e} allowed){scored}"
     )
 
 

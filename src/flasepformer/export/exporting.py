@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,13 @@ import torch
 from flasepformer.export.errors import ExportError
 from flasepformer.export.graphs import Graph, StreamingStep, WholeRecording
 from flasepformer.export.operators import check_operators
-from flasepformer.export.proof import Proof, Speech, prove, prove_long, prove_stream
+from flasepformer.export.proof import Proof, Speech, prove, prove_long, prove_quality, prove_stream
 from flasepformer.export.quantizing import Quantization, quantize
 from flasepformer.export.sweeps import Level, Sweeping
 from flasepformer.files import write_whole, written_whole
 from flasepformer.installing import how_to_install
 from flasepformer.models import ModelInfo, SeparationNetwork, load_described_model
-from flasepformer.onnx import ExportedFacts, ExportedSeparator, ExportedStream
+from flasepformer.onnx import ExportedFacts, ExportedSeparator, ExportedSet, ExportedStream
 from flasepformer.onnx.files import read_facts
 from flasepformer.onnx.long import LEVEL, PLAN
 from flasepformer.temporary import temporary_folder
@@ -43,6 +44,7 @@ def export_model(
     block_seconds: float | None = None,
     long: bool = False,
     speech: Speech | None = None,
+    mixtures: str | Path | None = None,
 ) -> Proof:
     """Export a model to one file, and prove on real speech that the file gives PyTorch's numbers.
 
@@ -56,6 +58,7 @@ def export_model(
             to whole steps of the network.
         long: Export a set of graphs that takes recordings of hours in bounded memory, as a zip file.
         speech: What to prove it on; by default the recording that comes with the package.
+        mixtures: A set to score both on, too, as `flasepformer.data.open_mixtures` takes it; not for streams.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -87,7 +90,7 @@ def export_model(
                 entry = proto.metadata_props.add()
                 entry.key, entry.value = name, value
             temporary.write_bytes(proto.SerializeToString())
-        proof = _prove(temporary, kind, network, speech)
+        proof = _prove(temporary, kind, network, speech, mixtures)
     _write_proof(path, proof)
     return proof
 
@@ -115,13 +118,20 @@ def _write_set(
             archive.writestr(zipfile.ZipInfo(planned.graph), proto.SerializeToString())
 
 
-def verify_file(path: str | Path, model: str | Path, *, speech: Speech | None = None) -> Proof:
+def verify_file(
+    path: str | Path,
+    model: str | Path,
+    *,
+    speech: Speech | None = None,
+    mixtures: str | Path | None = None,
+) -> Proof:
     """Prove again that a file gives the numbers of a model, on this computer; nothing is written.
 
     Args:
         path: A file that `export_model` wrote.
         model: The model that it was exported from.
         speech: See `export_model`.
+        mixtures: See `export_model`.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -137,17 +147,26 @@ def verify_file(path: str | Path, model: str | Path, *, speech: Speech | None = 
                 f"{path} was exported from {facts.model}: its {name} is {getattr(facts, name)}, "
                 f"that of {model} is {getattr(network, name)}"
             )
-    return _prove(path, facts.kind, network, speech)
+    return _prove(path, facts.kind, network, speech, mixtures)
 
 
-def _prove(path: Path, kind: str, network: SeparationNetwork, speech: Speech | None) -> Proof:
+def _prove(
+    path: Path, kind: str, network: SeparationNetwork, speech: Speech | None, mixtures: str | Path | None
+) -> Proof:
     n_threads = torch.get_num_threads()
     speech = speech or Speech.shipped(network.sample_rate)
-    if kind == "long":
-        return prove_long(path, network, speech, n_threads)
     if kind == "stream":
+        if mixtures is not None:
+            raise ExportError("a file for streams is not scored on mixtures; leave them out")
         return prove_stream(ExportedStream(path, n_threads=n_threads), network, speech)
-    return prove(ExportedSeparator(path, n_threads=n_threads), network, speech)
+    exported: ExportedSeparator | ExportedSet
+    if kind == "long":
+        exported = ExportedSet(path, n_threads=n_threads)
+        proof = prove_long(exported, network, speech)
+    else:
+        exported = ExportedSeparator(path, n_threads=n_threads)
+        proof = prove(exported, network, speech)
+    return proof if mixtures is None else replace(proof, quality=prove_quality(exported, network, mixtures))
 
 
 def _write_proof(path: Path, proof: Proof) -> None:
