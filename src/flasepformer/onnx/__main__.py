@@ -13,9 +13,14 @@ def main() -> int:
     parser.add_argument("model", help="File that `flasepformer export` wrote: .onnx, or .zip of --long.")
     parser.add_argument("recording", help="Recording to separate.")
     parser.add_argument("folder", help="Folder for the tracks.")
+    parser.add_argument(
+        "--memory-mb", type=int, help="Of a .zip: memory for frames; the rest goes to TMPDIR."
+    )
     arguments = parser.parse_args()
+    memory_bytes = None if arguments.memory_mb is None else arguments.memory_mb * 10**6
     try:
-        for path in separate_file(open_exported(arguments.model), arguments.recording, arguments.folder):
+        separator = open_exported(arguments.model, memory_bytes=memory_bytes)
+        for path in separate_file(separator, arguments.recording, arguments.folder):
             print(path)
     except (FlasepformerError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,21 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flasepformer.onnx.facts import ExportedFacts, open_session
-from flasepformer.onnx.long import ExportedSet
+from flasepformer.onnx.long import MEMORY_BYTES, ExportedSet
 from flasepformer.onnx.running import ExportedSeparator
 
 BLOCK_LENGTH = 1 << 18
 """Samples that are written at a time."""
 
 
-def open_exported(path: str | PathLike[str]) -> ExportedSeparator | ExportedSet:
+def open_exported(
+    path: str | PathLike[str], *, memory_bytes: int | None = None
+) -> ExportedSeparator | ExportedSet:
     """Open a file of either kind that takes recordings as a whole.
+
+    Args:
+        path: The file.
+        memory_bytes: See `ExportedSet`; None takes its default.
 
     Raises:
         OnnxError: If it is none.
     """
     path = Path(path)
-    return ExportedSet(path) if path.is_file() and zipfile.is_zipfile(path) else ExportedSeparator(path)
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return ExportedSeparator(path)
+    return ExportedSet(path, memory_bytes=MEMORY_BYTES if memory_bytes is None else memory_bytes)
 
 
 def read_facts(path: Path) -> ExportedFacts:
