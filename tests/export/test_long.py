@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from flasepformer.cli import app
 from flasepformer.export import ExportError, ProofFailed, export_model, verify_file
+from flasepformer.export.proof import caution
 from flasepformer.export.sweeps import Level, Sweeping
 from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig, load_model
 from flasepformer.onnx import ExportedFacts, ExportedSet, OnnxError
@@ -106,6 +107,11 @@ def test_progress_ends_at_one(played):
     assert sum(some.shape[1] for some in exported.estimates(samples, told.append)) == 200
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
+
+
+def test_a_file_of_softmax_attention_says_what_it_takes():
+    assert "square of the recording's length" in caution(small("tflocoformer", attention="softmax"))
+    assert caution(small("tflocoformer")) == ""
 
 
 def test_what_has_no_sums_is_refused_in_words():

@@ -109,6 +109,8 @@ def _summary(file: Path, proof: "Proof") -> str:
     if (quality := proof.quality) is not None:
         scored = f"; {quality.lost_db:.4f} of {quality.torch_db:.2f} dB SI-SNRi lost"
         scored += f" on {quality.n_mixtures} mixtures"
+    if proof.caution:
+        scored += f"; caution: {proof.caution}"
     return (
         f"{file}: {proof.model}, {proof.kind}, {proof.quantized or 'float32'}, {proof.file_megabytes} MB; "
         f"differs from PyTorch by {worst:.1e} of the RMS at most ({proof.limit:.0e} allowed){scored}"

@@ -15,7 +15,7 @@ import torch
 from flasepformer.export.errors import ExportError
 from flasepformer.export.graphs import Graph, StreamingStep, WholeRecording
 from flasepformer.export.operators import check_operators
-from flasepformer.export.proof import Proof, Speech, prove, prove_long, prove_quality, prove_stream
+from flasepformer.export.proof import Proof, Speech, caution, prove, prove_long, prove_quality, prove_stream
 from flasepformer.export.quantizing import Quantization, quantize
 from flasepformer.export.sweeps import Level, Sweeping
 from flasepformer.files import write_whole, written_whole
@@ -166,7 +166,8 @@ def _prove(
     else:
         exported = ExportedSeparator(path, n_threads=n_threads)
         proof = prove(exported, network, speech)
-    return proof if mixtures is None else replace(proof, quality=prove_quality(exported, network, mixtures))
+    quality = None if mixtures is None else prove_quality(exported, network, mixtures)
+    return replace(proof, quality=quality, caution=caution(network))
 
 
 def _write_proof(path: Path, proof: Proof) -> None:

@@ -143,6 +143,8 @@ class Proof:
     versions: dict[str, str]
     quality: Quality | None = None
     """None where no mixtures were given."""
+    caution: str = ""
+    """What whoever uses the file should know."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -172,11 +174,19 @@ class Proof:
                 markdown_table(header, rows),
                 "",
                 *([] if self.quality is None else [_in_words(self.quality), ""]),
+                *([f"Caution: {self.caution}.", ""] if self.caution else []),
                 f"{self.machine}, {self.n_threads} threads; {versions}. Times are of the processor, the best "
                 "of two.",
                 "",
             ]
         )
+
+
+def caution(network: SeparationNetwork) -> str:
+    """Return what whoever uses a network's file should know; empty where there is nothing."""
+    if network.in_pieces:
+        return ""
+    return "softmax attention takes memory that grows with the square of the recording's length"
 
 
 def _in_words(quality: Quality) -> str:

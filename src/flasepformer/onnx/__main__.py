@@ -20,12 +20,18 @@ def main() -> int:
     memory_bytes = None if arguments.memory_mb is None else arguments.memory_mb * 10**6
     try:
         separator = open_exported(arguments.model, memory_bytes=memory_bytes)
-        for path in separate_file(separator, arguments.recording, arguments.folder):
+        tell = _show if sys.stderr.isatty() else None
+        for path in separate_file(separator, arguments.recording, arguments.folder, tell):
             print(path)
     except (FlasepformerError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0
+
+
+def _show(share: float) -> None:
+    """Show the share that is done, on one line."""
+    print(f"\r{share:4.0%}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
