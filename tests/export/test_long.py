@@ -172,7 +172,15 @@ def test_a_file_goes_through_without_torch(exported, tmp_path):
         "from flasepformer.onnx.__main__ import main\n"
         "sys.exit(main())\n"
     )
-    arguments = [exported.path, tmp_path / "talk.wav", tmp_path / "tracks", "--memory-mb", "0"]
+    arguments = [
+        exported.path,
+        tmp_path / "talk.wav",
+        tmp_path / "tracks",
+        "--memory-mb",
+        "0",
+        "--threads",
+        "1",
+    ]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tracks = [soundfile.read(path)[0] for path in done.stdout.splitlines()]

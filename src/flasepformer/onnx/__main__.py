@@ -16,10 +16,11 @@ def main() -> int:
     parser.add_argument(
         "--memory-mb", type=int, help="Of a .zip: memory for frames; the rest goes to TMPDIR."
     )
+    parser.add_argument("--threads", type=int, help="For one operation; by default onnxruntime's choice.")
     arguments = parser.parse_args()
     memory_bytes = None if arguments.memory_mb is None else arguments.memory_mb * 10**6
     try:
-        separator = open_exported(arguments.model, memory_bytes=memory_bytes)
+        separator = open_exported(arguments.model, memory_bytes=memory_bytes, n_threads=arguments.threads)
         tell = _show if sys.stderr.isatty() else None
         for path in separate_file(separator, arguments.recording, arguments.folder, tell):
             print(path)

@@ -17,21 +17,23 @@ BLOCK_LENGTH = 1 << 18
 
 
 def open_exported(
-    path: str | PathLike[str], *, memory_bytes: int | None = None
+    path: str | PathLike[str], *, memory_bytes: int | None = None, n_threads: int | None = None
 ) -> ExportedSeparator | ExportedSet:
     """Open a file of either kind that takes recordings as a whole.
 
     Args:
         path: The file.
         memory_bytes: See `ExportedSet`; None takes its default.
+        n_threads: Threads for one operation; by default onnxruntime's choice.
 
     Raises:
         OnnxError: If it is none.
     """
     path = Path(path)
     if not path.is_file() or not zipfile.is_zipfile(path):
-        return ExportedSeparator(path)
-    return ExportedSet(path, memory_bytes=MEMORY_BYTES if memory_bytes is None else memory_bytes)
+        return ExportedSeparator(path, n_threads=n_threads)
+    memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
+    return ExportedSet(path, memory_bytes=memory_bytes, n_threads=n_threads)
 
 
 def read_facts(path: Path) -> ExportedFacts:
