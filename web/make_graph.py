@@ -1,7 +1,8 @@
 """Write the networks of the page, which refer to the weights of the package's models as they are.
 
-`graph.onnx` is the default model for recordings, `live.onnx` one step of the live model. Needs the packages
-onnx and onnxscript. To be run anew when a network changes, not when its weights do:
+`graph.onnx` is the default model for recordings, `live.onnx` one step of the live model, and `late.onnx`
+several at once, for a stream that has fallen behind. Needs the packages onnx and onnxscript. To be run anew
+when a network changes, not when its weights do:
 
     python web/make_graph.py [default] [default-live]
 """
@@ -27,6 +28,10 @@ from flasepformer.running import Whole
 ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "src/flasepformer/pretrained"
 PAGE = ROOT / "web/src"
+
+LATE_STEPS = 4
+"""Steps that a late stream takes at once: in WebAssembly no more work than one, whose time goes into
+beginning some thousand operations."""
 
 
 class _Real(Whole):
@@ -78,9 +83,9 @@ def export(network: SeparationNetwork) -> onnx.ModelProto:
     return _translated(PageNetwork(network), example, ["samples", "real"], ["estimates"], free)
 
 
-def export_step(network: SeparationNetwork) -> onnx.ModelProto:
-    """Export the shortest step of a stream: samples and state in, estimates and state out."""
-    graph = StreamingStep(network, stream_block(network, 0))
+def export_step(network: SeparationNetwork, n_steps: int = 1) -> onnx.ModelProto:
+    """Export the shortest steps of a stream: samples and state in, estimates and state out."""
+    graph = StreamingStep(network, n_steps * stream_block(network, 0))
     before, after = ([f"{when}.{name}" for name in graph.names] for when in ("state", "next"))
     example = torch.zeros(1, graph.block_length), graph.zeros
     return _translated(graph, example, ["samples", *before], ["estimates", *after])
@@ -145,8 +150,14 @@ def main(*names: str) -> None:
     for name in names or ("default", "default-live"):
         network = load_model(name).eval().requires_grad_(False)
         live = name == "default-live"
-        model = export_step(network) if live else export(network)
-        n_shared = share_weights(model, (PRETRAINED / name / "model.safetensors").read_bytes())
+        weights = (PRETRAINED / name / "model.safetensors").read_bytes()
+        models = {"graph.onnx": export(network)} if not live else {
+            "live.onnx": export_step(network), "late.onnx": export_step(network, LATE_STEPS)
+        }  # fmt: skip
+        for file, model in models.items():
+            n_shared = share_weights(model, weights)
+            (PAGE / file).write_bytes(model.SerializeToString())
+            print(f"{PAGE / file}: {model.ByteSize():,} bytes, {n_shared} weights outside")
         about: dict[str, Any] = {
             "name": name, "licence": "CC BY-SA 4.0", "graph": "live.onnx" if live else "graph.onnx",
             "weights": "live-weights.safetensors" if live else "weights.safetensors",
@@ -155,12 +166,10 @@ def main(*names: str) -> None:
             "frames_per_step": network.frames_per_step,
         }  # fmt: skip
         if live:
-            about["lag"] = network.lag
-        (PAGE / about["graph"]).write_bytes(model.SerializeToString())
+            about |= {"lag": network.lag, "late_graph": "late.onnx", "late_steps": LATE_STEPS}
         (PAGE / ("live.json" if live else "model.json")).write_text(
             json.dumps(about, indent=1) + "\n", "ascii"
         )
-        print(f"{PAGE / about['graph']}: {model.ByteSize():,} bytes, {n_shared} weights outside")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import soundfile
 import torch
 from tests.models.conftest import tiny_config
 from tests.models.test_export import miniature
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.export import ExportError, ProofFailed, Speech, export_model, exporting, verify_file
+from flasepformer.export import ExportError, ProofFailed, Speech, export_model, exporting, proof, verify_file
 from flasepformer.export.graphs import WholeRecording
 from flasepformer.export.operators import missing_operators
-from flasepformer.export.proof import prove
+from flasepformer.export.proof import prove, prove_quality
+from flasepformer.metrics import separation_scores
 from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig, load_model, save_model
 from flasepformer.models.registry import registered_names
 from flasepformer.onnx import ExportedSeparator, ExportedStream, OnnxError
@@ -49,10 +51,10 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     model = saved(small(request.param), folder / "model")
-    proof = export_model(model, folder / "talk.onnx", speech=SPEECH)
+    found = export_model(model, folder / "talk.onnx", speech=SPEECH)
     network = load_model(model)
     return SimpleNamespace(
-        path=folder / "talk.onnx", model=model, proof=proof, network=network, family=request.param
+        path=folder / "talk.onnx", model=model, proof=found, network=network, family=request.param
     )
 
 
@@ -145,9 +147,46 @@ def test_packed_weights_cost_what_their_bits_say(
     exported, already_traced, tmp_path, monkeypatch, kind, least_db, most_db
 ):
     monkeypatch.setattr("flasepformer.export.quantizing.SMALLEST_WEIGHT", 16)
-    proof = export_model(exported.model, tmp_path / "talk.onnx", quantization=kind, speech=SPEECH)
-    assert least_db < proof.comparisons[-1].si_snr_db < most_db
-    assert proof.quantized == kind
+    found = export_model(exported.model, tmp_path / "talk.onnx", quantization=kind, speech=SPEECH)
+    assert least_db < found.comparisons[-1].si_snr_db < most_db
+    assert found.quantized == kind
+
+
+@pytest.fixture
+def mixtures(tmp_path):
+    """Three mixtures of excerpts, as a folder."""
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        sources = [SPEECH.mixture[400 * n :][:2000], 0.1 * rng.standard_normal(2000)]
+        for folder, track in zip(("mix_clean", "s1", "s2"), [np.sum(sources, axis=0), *sources], strict=True):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / "set" / folder / f"{n}.wav", track, 8000, subtype="FLOAT")
+    return tmp_path / "set"
+
+
+def test_what_is_lost_on_mixtures_is_said_and_bounded(exported, separator, mixtures, monkeypatch):
+    quality = prove_quality(separator, exported.network, mixtures)
+    scores = []
+    for n in range(3):
+        tracks = [soundfile.read(mixtures / f / f"{n}.wav")[0] for f in ("s1", "s2", "mix_clean")]
+        sources, mixture = torch.tensor(np.array(tracks[:2])).float(), torch.tensor(tracks[2]).float()
+        with torch.no_grad():
+            estimates = exported.network(mixture[None])[0]
+        found = separation_scores(estimates, sources, mixture, with_sdr=False)
+        scores.append(found.si_snr_improvement.mean().item())
+    assert quality.n_mixtures == 3
+    assert quality.torch_db == pytest.approx(np.mean(scores), abs=1e-4)
+    assert abs(quality.lost_db) < 1e-3
+    monkeypatch.setattr(proof, "LARGEST_LOSS_DB", {"": -1.0})
+    with pytest.raises(ProofFailed, match=r"SI-SNRi on 3 mixtures .* Allowed are -1.0 dB"):
+        prove_quality(separator, exported.network, mixtures)
+    monkeypatch.setattr(proof, "N_MIXTURES", 0)
+    with pytest.raises(ExportError, match="there is no mixture with a score"):
+        prove_quality(separator, exported.network, mixtures)
+    for path in (mixtures / "s2").iterdir():
+        path.unlink()
+    with pytest.raises(ExportError, match="the mixtures cannot be scored"):
+        prove_quality(separator, exported.network, mixtures)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,8 +194,8 @@ def test_a_stream_gives_what_the_network_gives_live(family, tmp_path):
     torch.manual_seed(0)
     network = small(family, causal=True, normalize_variance=False)
     model = saved(network, tmp_path / "model")
-    proof = export_model(model, tmp_path / "live.onnx", block_seconds=0.004, speech=SPEECH)
-    assert max(c.rms_difference for c in proof.comparisons) < 1e-5
+    found = export_model(model, tmp_path / "live.onnx", block_seconds=0.004, speech=SPEECH)
+    assert max(c.rms_difference for c in found.comparisons) < 1e-5
     stream = ExportedStream(tmp_path / "live.onnx")
     assert (stream.block_length, stream.delay) == (32, network.lead)
     mixture = 0.1 * torch.randn(1, 320)
@@ -189,8 +228,6 @@ def test_the_runner_needs_no_torch(exported, tmp_path):
         [sys.executable, "-c", code, exported.path, tmp_path], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    import soundfile
-
     tracks = [soundfile.read(path) for path in done.stdout.splitlines()]
     assert [(len(track), rate) for track, rate in tracks] == [(8000, 8000), (8000, 8000)]
     assert max(abs(track).max() for track, _ in tracks) < 1  # whatever the scale of the estimates
@@ -223,6 +260,7 @@ def test_a_file_of_something_else_is_refused_in_words(tmp_path, exported):
         (["export", "default", "talk.onnx", "--quantize", "int4"], 2, "fp16"),
         (["export", "no-such-model", "talk.onnx"], 3, "no model and no file is called"),
         (["export", "default", "talk.onnx", "--stream"], 3, "only a causal model"),
+        (["export", "default-live", "a.onnx", "--stream", "--mixtures", "."], 2, "not scored on --mixtures"),
         (["verify", "missing.onnx", "default"], 3, "there is no such file"),
     ],
 )
@@ -235,8 +273,6 @@ def test_the_commands_explain_what_is_wrong(arguments, code, message, tmp_path, 
 
 
 def test_the_verify_command_says_how_far_apart_they_are(exported, other_model, tmp_path):
-    import soundfile
-
     soundfile.write(tmp_path / "talk.wav", SPEECH.mixture, 8000)
     arguments = ["--speech", str(tmp_path / "talk.wav")]
     result = CliRunner().invoke(app, ["verify", str(exported.path), str(exported.model), *arguments])
@@ -263,6 +299,6 @@ def test_every_registered_network_takes_every_length(name, tmp_path):
 
 @pytest.mark.slow
 def test_the_default_model_is_exported_and_proved(tmp_path):
-    proof = export_model("default", tmp_path / "default.onnx")
-    assert max(c.rms_difference for c in proof.comparisons) < 1e-5
+    found = export_model("default", tmp_path / "default.onnx")
+    assert max(c.rms_difference for c in found.comparisons) < 1e-5
     assert prove(ExportedSeparator(tmp_path / "default.onnx"), load_model(), SPEECH).file_megabytes < 17

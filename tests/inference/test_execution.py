@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flasepformer.audio import StoredSignals
+from flasepformer.files.scratch import spill_folder
 from flasepformer.inference import NotEnoughMemory, OutputError
 from flasepformer.inference.estimates import (
     need_as_a_whole,
@@ -18,7 +19,7 @@ from flasepformer.inference.estimates import (
     signal_bytes,
 )
 from flasepformer.inference.execution import ModelRunner
-from flasepformer.inference.plans import Plan, spill_folder
+from flasepformer.inference.plans import Plan
 from flasepformer.models import SepReformer, SepReformerConfig, TFLocoformer, TFLocoformerConfig
 from flasepformer.running import FrameMemory
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flasepformer.models import load_model
@@ -44,18 +45,51 @@ MODELS = [("default", "model.json"), ("default-live", "live.json")]
 @pytest.mark.parametrize(("name", "file"), MODELS)
 def test_the_page_knows_its_models(name, file):
     about, network = json.loads(page_files()[file].read()), load_model(name)
-    for fact in about.keys() - {"name", "licence", "graph", "weights"}:
+    for fact in about.keys() - {"name", "licence", "graph", "weights", "late_graph", "late_steps"}:
         assert about[fact] == getattr(network, fact)
     assert about["name"] == name
     assert {"sample_rate", "n_sources", "hop_length", "window_length", "frames_per_step"} <= set(about)
     assert ("lag" in about) == network.causal
 
 
+def test_a_late_stream_gets_the_numbers_of_one_that_is_not(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    files, about = page_files(), json.loads(page_files()["live.json"].read())
+    weights = files[about["weights"]].read()
+    (tmp_path / "weights").write_bytes(weights[8 + int.from_bytes(weights[:8], "little") :])
+    sessions = []
+    for name in (about["graph"], about["late_graph"]):
+        (tmp_path / name).write_bytes(files[name].read())
+        sessions.append(
+            onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"])
+        )
+    types = {"tensor(float)": np.float32, "tensor(double)": np.float64}
+    zeros = {i.name: np.zeros(i.shape, types[i.type]) for i in sessions[0].get_inputs()[1:]}
+    n, n_steps = about["hop_length"] * about["frames_per_step"], about["late_steps"]
+    samples = 0.1 * np.random.default_rng(0).standard_normal((1, n_steps * n)).astype(np.float32)
+    states, estimates = [zeros, zeros], [[], []]
+    for which, blocks in enumerate([np.split(samples, n_steps, axis=1), [samples]]):
+        for block in blocks:
+            done, *after = sessions[which].run(None, {"samples": block, **states[which]})
+            estimates[which].append(done)
+            states[which] = dict(zip(zeros, after, strict=True))
+    one_by_one, at_once = (np.concatenate(done, axis=-1) for done in estimates)
+    assert at_once == pytest.approx(one_by_one, abs=1e-4 * float(np.abs(one_by_one).max()))
+    for name in zeros:
+        bound = 1e-4 * max(float(np.abs(states[0][name]).max()), 1e-3)
+        assert states[1][name] == pytest.approx(states[0][name], abs=bound), name
+
+
 @pytest.mark.parametrize(("name", "file"), MODELS)
 def test_the_graphs_of_the_page_take_their_weights_from_where_they_lie_in_the_package(name, file):
-    onnx = pytest.importorskip("onnx")
     about = json.loads(page_files()[file].read())
-    graph = onnx.load_from_string(page_files()[about["graph"]].read()).graph
+    for graph in {about["graph"], about.get("late_graph", about["graph"])}:
+        check_weights(graph, about)
+
+
+def check_weights(name, about):
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load_from_string(page_files()[name].read()).graph
     weights = page_files()[about["weights"]].read()
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     outside = [tensor for tensor in graph.initializer if tensor.external_data]

@@ -94,13 +94,18 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
     page.locator("#listen").click()
     playwright.expect(page.locator("#live-time")).to_have_text(re.compile("0:0[3-9]|0:[1-5]"), timeout=WAIT)
     assert "s behind the microphone" in page.locator("#delay").inner_text()
+    delay = re.compile(r"The tracks are (\d+) ms behind the microphone")
+    (worker,) = page.workers
+    worker.evaluate("() => { const until = Date.now() + 3000; while (Date.now() < until); }")
+    playwright.expect(page.locator("#delay")).to_have_text(re.compile("too slow at the moment"), timeout=WAIT)
+    playwright.expect(page.locator("#delay")).to_have_text(delay, timeout=WAIT)  # it has caught up
     assert max(page.locator(f"#meter-{n}").evaluate("meter => meter.value") for n in (1, 2)) > -60
     page.locator("#live-stop").click()
     page.wait_for_selector("#result:not([hidden])")
     paths = [downloaded(page, f".track:nth-child({n}) button[aria-label$=WAV]", tmp_path) for n in (1, 2, 3)]
     (mixture, *tracks), rates = zip(*(soundfile.read(path, dtype="float32") for path in paths), strict=True)
     assert rates == (RATE, RATE, RATE)
-    assert 3 <= len(mixture) / RATE < 30
+    assert 6 <= len(mixture) / RATE < 60
 
     separator = StreamingSeparator.from_pretrained("default-live", device="cpu")
     expected = np.concatenate([separator.feed(mixture), separator.flush()], axis=1)
@@ -109,7 +114,7 @@ def test_the_microphone_is_separated_live_as_by_pytorch(page, tmp_path, speech):
 
     report = json.loads(downloaded(page, "#report", tmp_path).read_text())
     assert (report["mode"], report["model"]) == ("live", "default-live")
-    assert report["delay_seconds"] > 0.085  # a step and the filter's rest, and the resampling
+    assert report["delay_seconds"] > 2.5  # when its worker was kept busy
     # The best fifth of a second is what the file says; a busy machine loses samples between.
     played, rate = soundfile.read(speech, dtype="float32")
     shifted = [resample(np.tile(played, 2)[shift:], rate, RATE) for shift in range(rate // RATE)]

@@ -51,29 +51,48 @@ export class Live {
     return this.nPending >= this.network.block;
   }
 
-  /** Take one step; call it while `ready`. */
+  /** Take one step, or several at once where so much has come meanwhile; call it while `ready`. */
   async advance(): Promise<Heard> {
-    const { block, lag } = this.network;
+    const { block, nLate } = this.network;
+    const nSteps = this.nPending >= nLate * block ? nLate : 1;
+    const length = nSteps * block;
     const joined = join(this.pending);
-    const samples = joined.slice(0, block).map((sample) => (Number.isFinite(sample) ? sample : 0));
-    this.pending = [joined.subarray(block)];
-    this.nPending -= block;
+    this.pending = [joined.subarray(length)];
+    this.nPending -= length;
+    const steps = Array.from({ length: nSteps }, (_, n) => this.begin(joined.slice(n * block, (n + 1) * block)));
+    const together = await this.network.step(join(steps.map(({ levelled }) => levelled)));
+    const parts = steps.map(({ mixture, levels }, n) => {
+      const tracks = together.map((track) => track.slice(n * block, (n + 1) * block));
+      this.close(tracks, mixture, levels);
+      return [mixture, ...tracks];
+    });
+    const first = Math.min(this.skip, length);
+    this.skip -= first;
+    const [mixture, ...tracks] = parts[0].map((_, n) => join(parts.map((part) => part[n])).slice(first));
+    const heard = { mixture, tracks, delaySeconds: this.delayOf(this.nOut) };
+    this.nOut += mixture.length;
+    return heard;
+  }
+
+  /** Bring a block to the network's level; return the mixture that its tracks will be of, and the levels that had. */
+  private begin(block: Float32Array): { levelled: Float32Array; mixture: Float32Array; levels: Float32Array } {
+    const samples = block.map((sample) => (Number.isFinite(sample) ? sample : 0));
     const level = this.level.takeExcess(samples, MODEL_RMS);
-    const levels = ramp(this.lastLevel, level, block);
+    const levels = ramp(this.lastLevel, level, block.length);
     this.lastLevel = level;
     const [before, levelsBefore] = this.late.map((late, n) => join([late, [samples, levels][n]]));
-    this.late = [before.slice(block), levelsBefore.slice(block)];
-    const mixture = before.slice(0, block);
-    let tracks = await this.network.step(samples.map((sample, n) => sample / levels[n]));
-    for (const track of tracks) for (let n = 0; n < block; n++) track[n] *= levelsBefore[n];
+    this.late = [before.slice(block.length), levelsBefore.slice(block.length)];
+    return {
+      levelled: samples.map((sample, n) => sample / levels[n]),
+      mixture: before.slice(0, block.length), levels: levelsBefore.slice(0, block.length),
+    };
+  }
+
+  /** Give the tracks of a block their level, in place. */
+  private close(tracks: Float32Array[], mixture: Float32Array, levels: Float32Array): void {
+    for (const track of tracks) for (let n = 0; n < track.length; n++) track[n] *= levels[n];
     this.gain.apply(tracks, mixture);
     if (peak(mixture) <= SILENCE_PEAK) for (const track of tracks) track.fill(0);
-    const first = Math.min(this.skip, block);
-    this.skip -= first;
-    tracks = tracks.map((track) => track.slice(first));
-    const heard = { mixture: mixture.slice(first), tracks, delaySeconds: this.delayOf(this.nOut) };
-    this.nOut += heard.mixture.length;
-    return heard;
   }
 
   /** End the stream, so that there are tracks of all that came. */

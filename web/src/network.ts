@@ -13,6 +13,9 @@ export type Model = {
   frames_per_step: number;
   /** Samples by which the estimates of a stream are late. */
   lag?: number;
+  /** For a stream that has fallen behind: several steps at once, and how many. */
+  late_graph?: string;
+  late_steps?: number;
 };
 
 export class Network {
@@ -51,15 +54,20 @@ export class Network {
 
 const WARM_UP_MS = 3000;
 
-/** One step of a stream: what the network remembers goes in and comes out. */
+/** One step of a stream, or several: what the network remembers goes in and comes out. */
 export class LiveNetwork {
   readonly block: number;
   readonly lag: number;
+  /** Steps that are taken at once where the stream is late: in the time of one, since a step is mostly beginning. */
+  readonly nLate: number;
   private state: Record<string, ort.Tensor> = {};
 
-  private constructor(readonly model: Model, private readonly session: ort.InferenceSession) {
+  private constructor(
+    readonly model: Model, private readonly session: ort.InferenceSession, private readonly late: ort.InferenceSession,
+  ) {
     this.block = model.hop_length * model.frames_per_step;
     this.lag = model.lag!;
+    this.nLate = model.late_steps!;
     for (const input of session.inputMetadata) {
       if (input.name === "samples" || !input.isTensor) continue;
       const shape = input.shape as number[];
@@ -71,13 +79,14 @@ export class LiveNetwork {
 
   /** On one thread: a step is short, and threads that wait for the next would keep the computer busy. */
   static async load(): Promise<LiveNetwork> {
-    const { model, session } = await loaded("live.json", 1);
-    return new LiveNetwork(model, session);
+    const { model, session, weights } = await loaded("live.json", 1);
+    return new LiveNetwork(model, session, await opened(model.late_graph!, weights));
   }
 
   /** Take steps that leave nothing behind until one is short: browsers compile what runs often once more, and better. */
   async warmUp(): Promise<void> {
     const begin = { ...this.state };
+    await this.step(new Float32Array(this.nLate * this.block));
     const until = performance.now() + WARM_UP_MS;
     for (let took = Infinity; took > (this.block / this.model.sample_rate) * 500 && performance.now() < until; ) {
       const began = performance.now();
@@ -87,33 +96,40 @@ export class LiveNetwork {
     this.state = begin;
   }
 
-  /** Separate the next `block` samples; the tracks are `lag` late. */
+  /** Separate the next `block` samples, or `nLate` times as many; the tracks are `lag` late. */
   async step(samples: Float32Array): Promise<Float32Array[]> {
-    const { estimates, ...after } = await this.session.run({
+    const session = samples.length === this.block ? this.session : this.late;
+    const { estimates, ...after } = await session.run({
       samples: new ort.Tensor("float32", samples, [1, samples.length]),
       ...this.state,
     });
     for (const [name, tensor] of Object.entries(after)) this.state[name.replace("next.", "state.")] = tensor;
     const data = estimates.data as Float32Array;
-    return Array.from({ length: this.model.n_sources }, (_, n) => data.slice(n * this.block, (n + 1) * this.block));
+    const n = samples.length;
+    return Array.from({ length: this.model.n_sources }, (_, source) => data.slice(source * n, (source + 1) * n));
   }
 }
 
-async function loaded(name: string, nThreads: number): Promise<{ model: Model; session: ort.InferenceSession }> {
+type Loaded = { model: Model; session: ort.InferenceSession; weights: Uint8Array };
+
+async function loaded(name: string, nThreads: number): Promise<Loaded> {
   ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
   ort.env.wasm.numThreads = nThreads;
   const model: Model = JSON.parse(new TextDecoder().decode(await fetched(name)));
-  const [graph, file] = await Promise.all([fetched(model.graph), fetched(model.weights)]);
+  const file = await fetched(model.weights);
   // A safetensors file is the length of a header, the header, and the tensors, which the graph refers to.
   const nHeader = Number(new DataView(file.buffer).getBigUint64(0, true));
   const weights = file.slice(8 + nHeader);
-  const session = await ort.InferenceSession.create(graph, {
+  return { model, session: await opened(model.graph, weights), weights };
+}
+
+async function opened(graph: string, weights: Uint8Array): Promise<ort.InferenceSession> {
+  return ort.InferenceSession.create(await fetched(graph), {
     executionProviders: ["wasm"],
     externalData: [{ path: "weights", data: weights }],
     graphOptimizationLevel: "all",
     logSeverityLevel: 3,
   });
-  return { model, session };
 }
 
 async function fetched(name: string): Promise<Uint8Array> {

@@ -126,6 +126,7 @@ async function listen(port: MessagePort, sampleRate: number, latency: number): P
   };
   const drain = async () => {
     while (live.ready) {
+      await othersTurn(); // else what has come meanwhile would wait, unseen, until there is nothing left to do
       const began = performance.now();
       const part = await live.advance();
       computing += performance.now() - began;
@@ -168,6 +169,17 @@ async function listen(port: MessagePort, sampleRate: number, latency: number): P
     postMessage({ type: "result", result }, { transfer: [mixture, ...result.tracks].map((samples) => samples.buffer as ArrayBuffer) });
   };
   postMessage({ type: "listening" });
+}
+
+const turn = new MessageChannel();
+turn.port2.start();
+
+/** Let the messages be taken that have come already. */
+function othersTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    turn.port2.addEventListener("message", () => resolve(), { once: true });
+    turn.port1.postMessage(null);
+  });
 }
 
 function decibels(samples: Float32Array): number {

@@ -17,6 +17,13 @@ _Recording = Annotated[
     Path | None,
     typer.Option("--speech", help="Recording to compare on; by default one that comes with the package."),
 ]
+_Mixtures = Annotated[
+    Path | None,
+    typer.Option(
+        "--mixtures",
+        help="Set to score the file and PyTorch on, too, as in `evaluate`: its first 100 mixtures.",
+    ),
+]
 _Model = Annotated[
     str, typer.Argument(metavar="MODEL", help='"default", a name of `models`, or a checkpoint.')
 ]
@@ -24,7 +31,7 @@ _Model = Annotated[
 
 def export(
     model: _Model,
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write: .onnx, or .zip with --long.")],
     quantize: Annotated[
         str | None, typer.Option(help='Pack the weights: "fp16" halves the file, "int8" quarters it.')
     ] = None,
@@ -32,7 +39,11 @@ def export(
     block_ms: Annotated[
         float, typer.Option(min=1, max=10_000, help="Length of a step of --stream; whole steps of the model.")
     ] = 100.0,
+    long: Annotated[
+        bool, typer.Option("--long", help="Export a set of graphs that takes hours in bounded memory.")
+    ] = False,
     speech: _Recording = None,
+    mixtures: _Mixtures = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Export a model to one ONNX file for recordings of any length, proved to give PyTorch's numbers.
@@ -46,8 +57,12 @@ def export(
 
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise typer.BadParameter(f"--quantize takes one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
-    if file.suffix != ".onnx":
-        raise typer.BadParameter(f"the file to write is called .onnx, got {str(file)!r}")
+    if mixtures is not None and stream:
+        raise typer.BadParameter("a file for streams is not scored on --mixtures; leave them out")
+    if long and stream:
+        raise typer.BadParameter("--stream and --long are two different files; name one of them")
+    if file.suffix != (suffix := ".zip" if long else ".onnx"):
+        raise typer.BadParameter(f"the file to write is called {suffix}, got {str(file)!r}")
     with _explained(file):
         obtain_published(model, accept_licence=accept_licence)
         proof = export_model(
@@ -55,15 +70,18 @@ def export(
             file,
             quantization=quantize,  # type: ignore[arg-type]
             block_seconds=block_ms / 1000 if stream else None,
+            long=long,
             speech=_speech(speech, model),
+            mixtures=mixtures,
         )
     print_result(_summary(file, proof))
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="File that `export` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `export` wrote.")],
     model: _Model,
     speech: _Recording = None,
+    mixtures: _Mixtures = None,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Repeat the proof of an exported file on this computer.
@@ -74,7 +92,7 @@ def verify(
 
     with _explained(file):
         obtain_published(model, accept_licence=accept_licence)
-        proof = verify_file(file, model, speech=_speech(speech, model))
+        proof = verify_file(file, model, speech=_speech(speech, model), mixtures=mixtures)
     print_result(_summary(file, proof))
 
 
@@ -87,9 +105,15 @@ def _speech(path: Path | None, model: str) -> "Speech | None":
 
 def _summary(file: Path, proof: "Proof") -> str:
     worst = max(comparison.rms_difference for comparison in proof.comparisons)
+    scored = ""
+    if (quality := proof.quality) is not None:
+        scored = f"; {quality.lost_db:.4f} of {quality.torch_db:.2f} dB SI-SNRi lost"
+        scored += f" on {quality.n_mixtures} mixtures"
+    if proof.caution:
+        scored += f"; caution: {proof.caution}"
     return (
         f"{file}: {proof.model}, {proof.kind}, {proof.quantized or 'float32'}, {proof.file_megabytes} MB; "
-        f"differs from PyTorch by {worst:.1e} of the RMS at most ({proof.limit:.0e} allowed)"
+        f"differs from PyTorch by {worst:.1e} of the RMS at most ({proof.limit:.0e} allowed){scored}"
     )
 
 

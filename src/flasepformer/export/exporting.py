@@ -1,26 +1,29 @@
-"""Write a network as an ONNX file, which appears under its name only when it is proved equal."""
+"""Write a network as an ONNX file, or a set of them, that appears only when it is proved equal."""
 
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from flasepformer.export.errors import ExportError
-from flasepformer.export.graphs import StreamingStep, WholeRecording
+from flasepformer.export.graphs import Graph, StreamingStep, WholeRecording
 from flasepformer.export.operators import check_operators
-from flasepformer.export.proof import Proof, Speech, prove, prove_stream
+from flasepformer.export.proof import Proof, Speech, caution, prove, prove_long, prove_quality, prove_stream
 from flasepformer.export.quantizing import Quantization, quantize
+from flasepformer.export.sweeps import Level, Sweeping
 from flasepformer.files import write_whole, written_whole
 from flasepformer.installing import how_to_install
 from flasepformer.models import ModelInfo, SeparationNetwork, load_described_model
-from flasepformer.onnx import ExportedFacts, ExportedSeparator, ExportedStream
-from flasepformer.onnx.running import open_session
+from flasepformer.onnx import ExportedFacts, ExportedSeparator, ExportedSet, ExportedStream
+from flasepformer.onnx.files import read_facts
+from flasepformer.onnx.long import LEVEL, PLAN
 from flasepformer.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -28,9 +31,6 @@ if TYPE_CHECKING:
 
 OPSET = 18
 """The newest set of operators that onnxruntime-web's WebGPU has all we use of."""
-
-MAX_BATCH = 1 << 12
-MAX_SAMPLES = 1 << 31
 
 MAX_FOLDED = 1 << 21
 """Numbers in a tensor that may be computed beforehand: the matrix of the widest Fourier transform we use."""
@@ -42,7 +42,9 @@ def export_model(
     *,
     quantization: Quantization | None = None,
     block_seconds: float | None = None,
+    long: bool = False,
     speech: Speech | None = None,
+    mixtures: str | Path | None = None,
 ) -> Proof:
     """Export a model to one file, and prove on real speech that the file gives PyTorch's numbers.
 
@@ -50,11 +52,13 @@ def export_model(
 
     Args:
         model: See `flasepformer.models.load_model`.
-        path: The file, whose name ends in .onnx; its folder exists.
+        path: The file, whose name ends in .onnx, or .zip for a set; its folder exists.
         quantization: Pack the weights: "fp16" or "int8".
         block_seconds: Export one step of a causal model for streams, of about this length; it is rounded up
             to whole steps of the network.
+        long: Export a set of graphs that takes recordings of hours in bounded memory, as a zip file.
         speech: What to prove it on; by default the recording that comes with the package.
+        mixtures: A set to score both on, too, as `flasepformer.data.open_mixtures` takes it; not for streams.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -62,45 +66,72 @@ def export_model(
         ImportError: If the extra "export" is not installed.
         OSError: If the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix != ".onnx":
-        raise ExportError(f"{path}: an exported file is called .onnx")
+    path, kind = Path(path), "long" if long else "whole" if block_seconds is None else "stream"
+    suffix = ".zip" if long else ".onnx"
+    if path.suffix != suffix:
+        raise ExportError(f"{path}: an exported {'set' if long else 'file'} is called {suffix}")
     network, info = load_described_model(model)
     network = network.eval().requires_grad_(False)
-    kind = "whole" if block_seconds is None else "stream"
-    graph: nn.Module
-    if block_seconds is None:
-        block_length, graph = 0, WholeRecording(network)
-    else:
-        block_length = stream_block(network, block_seconds)
-        graph = StreamingStep(network, block_length)
-    proto = to_onnx(graph)
-    check_operators(node.op_type for node in proto.graph.node)
-    if quantization is not None:
-        quantize(proto, quantization)
+    block_length = 0 if block_seconds is None else stream_block(network, block_seconds)
     facts = ExportedFacts(
         model=info.name, family=info.family, sample_rate=network.sample_rate, n_sources=network.n_sources,
         kind=kind, quantized=quantization or "", licence=info.licence, description=info.description,
         model_card=model_card(info), config=dict(vars(network.config)), block_length=block_length,
         delay=network.lag if block_length else 0,
     )  # fmt: skip
-    for name, value in facts.to_metadata().items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = name, value
+    sweeping = Sweeping(network) if long else None
     with written_whole(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
-        proof = _prove(temporary, kind, network, speech)
+        if sweeping is not None:
+            _write_set(temporary, sweeping, facts, quantization)
+        else:
+            graph = StreamingStep(network, block_length) if block_length else WholeRecording(network)
+            proto = _checked(graph, quantization)
+            for name, value in facts.to_metadata().items():
+                entry = proto.metadata_props.add()
+                entry.key, entry.value = name, value
+            temporary.write_bytes(proto.SerializeToString())
+        proof = _prove(temporary, kind, network, speech, mixtures)
     _write_proof(path, proof)
     return proof
 
 
-def verify_file(path: str | Path, model: str | Path, *, speech: Speech | None = None) -> Proof:
+def _checked(graph: Graph, quantization: Quantization | None) -> "onnx.ModelProto":
+    """Translate a graph whose operators a browser has, and pack its weights."""
+    proto = to_onnx(graph)
+    check_operators(node.op_type for node in proto.graph.node)
+    if quantization is not None:
+        quantize(proto, quantization)
+    return proto
+
+
+def _write_set(
+    path: Path, sweeping: Sweeping, facts: ExportedFacts, quantization: Quantization | None
+) -> None:
+    """Write the graphs of all sweeps, and the plan of them."""
+    plan, network = sweeping.plan(), sweeping.network
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(PLAN), plan.to_json(facts.to_metadata()))
+        if network.normalizes:
+            archive.writestr(zipfile.ZipInfo(LEVEL), _checked(Level(network), None).SerializeToString())
+        for sweep, planned in zip(sweeping.sweeps, plan.sweeps, strict=True):
+            proto = _checked(sweep, quantization)
+            archive.writestr(zipfile.ZipInfo(planned.graph), proto.SerializeToString())
+
+
+def verify_file(
+    path: str | Path,
+    model: str | Path,
+    *,
+    speech: Speech | None = None,
+    mixtures: str | Path | None = None,
+) -> Proof:
     """Prove again that a file gives the numbers of a model, on this computer; nothing is written.
 
     Args:
         path: A file that `export_model` wrote.
         model: The model that it was exported from.
         speech: See `export_model`.
+        mixtures: See `export_model`.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -108,8 +139,7 @@ def verify_file(path: str | Path, model: str | Path, *, speech: Speech | None = 
         ExportError: If the file is of another kind of model, or (`ProofFailed`) differs.
     """
     path = Path(path)
-    metadata = open_session(path).get_modelmeta().custom_metadata_map
-    facts = ExportedFacts.from_metadata(metadata, path)
+    facts = read_facts(path)
     network = load_described_model(model)[0].eval().requires_grad_(False)
     for name in ("sample_rate", "n_sources"):
         if getattr(facts, name) != getattr(network, name):
@@ -117,15 +147,27 @@ def verify_file(path: str | Path, model: str | Path, *, speech: Speech | None = 
                 f"{path} was exported from {facts.model}: its {name} is {getattr(facts, name)}, "
                 f"that of {model} is {getattr(network, name)}"
             )
-    return _prove(path, facts.kind, network, speech)
+    return _prove(path, facts.kind, network, speech, mixtures)
 
 
-def _prove(path: Path, kind: str, network: SeparationNetwork, speech: Speech | None) -> Proof:
+def _prove(
+    path: Path, kind: str, network: SeparationNetwork, speech: Speech | None, mixtures: str | Path | None
+) -> Proof:
     n_threads = torch.get_num_threads()
     speech = speech or Speech.shipped(network.sample_rate)
     if kind == "stream":
+        if mixtures is not None:
+            raise ExportError("a file for streams is not scored on mixtures; leave them out")
         return prove_stream(ExportedStream(path, n_threads=n_threads), network, speech)
-    return prove(ExportedSeparator(path, n_threads=n_threads), network, speech)
+    exported: ExportedSeparator | ExportedSet
+    if kind == "long":
+        exported = ExportedSet(path, n_threads=n_threads)
+        proof = prove_long(exported, network, speech)
+    else:
+        exported = ExportedSeparator(path, n_threads=n_threads)
+        proof = prove(exported, network, speech)
+    quality = None if mixtures is None else prove_quality(exported, network, mixtures)
+    return replace(proof, quality=quality, caution=caution(network))
 
 
 def _write_proof(path: Path, proof: Proof) -> None:
@@ -156,7 +198,7 @@ def model_card(info: ModelInfo) -> str:
     return "\n".join([f"# {info.name}", "", info.description, "", *lines, ""])
 
 
-def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
+def to_onnx(graph: Graph) -> "onnx.ModelProto":
     """Trace a graph, and translate it.
 
     Raises:
@@ -170,7 +212,7 @@ def to_onnx(graph: nn.Module) -> "onnx.ModelProto":
         raise ImportError(
             f"export needs {error.name}: {how_to_install('export')}", name=error.name
         ) from error
-    arguments, names, outputs, shapes = _example(graph)
+    arguments, names, outputs, shapes = graph.signature()
     with _quiet(), torch.no_grad(), temporary_folder() as folder:
         try:
             program = torch.export.export(
@@ -247,14 +289,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _example(graph: nn.Module) -> tuple[tuple[Any, ...], list[str], list[str], Any]:
-    """Return inputs to trace with, the names of all inputs and outputs, and which axes are free."""
-    if isinstance(graph, StreamingStep):
-        names = graph.names
-        inputs, outputs = [f"state.{name}" for name in names], [f"next.{name}" for name in names]
-        arguments = (torch.zeros(1, graph.block_length), graph.zeros)
-        return arguments, ["samples", *inputs], ["estimates", *outputs], None
-    axes = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH), 1: torch.export.Dim("time", max=MAX_SAMPLES)}
-    return (torch.randn(2, 8001),), ["mixture"], ["estimates"], {"mixture": axes}

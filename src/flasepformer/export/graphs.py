@@ -1,5 +1,8 @@
 """Networks as graphs: waveforms in, waveforms out, with all padding, levelling and trimming inside."""
 
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +12,30 @@ from flasepformer.models import SeparationNetwork, TFLocoformer
 from flasepformer.ops import overlap_add
 from flasepformer.running import Whole
 from flasepformer.running.signals import SMALLEST_OVERLAP
+
+MAX_BATCH = 1 << 12
+MAX_SAMPLES = 1 << 31
+
+
+class Signature(NamedTuple):
+    """What a graph is traced with."""
+
+    arguments: tuple[Any, ...]
+    """An example."""
+    inputs: list[str]
+    """Names of all tensors that go in."""
+    outputs: list[str]
+    """Names of all that come out."""
+    shapes: Any
+    """Which axes are free, for `torch.export`."""
+
+
+class Graph(nn.Module, ABC):
+    """A network, or a part of one, that can be exported."""
+
+    @abstractmethod
+    def signature(self) -> Signature:
+        """Return what to trace it with."""
 
 
 class Unrolled(Whole):
@@ -20,7 +47,7 @@ class Unrolled(Whole):
         return F.pad(x, (*(0, 0) * (x.ndim - 2), 0, n_steps * multiple - n_frames))
 
 
-class WholeRecording(nn.Module):
+class WholeRecording(Graph):
     """A network for a recording of any length from one sample on, as a graph to export.
 
     The numbers are those of the network's `forward` in eval mode, but for rounding.
@@ -51,6 +78,12 @@ class WholeRecording(nn.Module):
         estimates = waveforms.unflatten(0, (-1, network.n_sources))
         return estimates if level is None else estimates * level.unsqueeze(-1)
 
+    def signature(self) -> Signature:
+        """Return what to trace it with."""
+        batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        axes = {0: batch, 1: torch.export.Dim("time", max=MAX_SAMPLES)}
+        return Signature((torch.randn(2, 8001),), ["mixture"], ["estimates"], {"mixture": axes})
+
     def _padded(self, mixture: Tensor) -> Tensor:
         """Return the samples under all windows, as `read_windows` reads them."""
         network, n_samples = self.network, mixture.shape[-1]
@@ -72,7 +105,7 @@ class WholeRecording(nn.Module):
         return F.pad(mixture, (lead, window))[:, :n_padded]
 
 
-class StreamingStep(nn.Module):
+class StreamingStep(Graph):
     """One step of a causal network as a graph to export: its state comes in and goes out as tensors.
 
     A stream begins with zeros.
@@ -99,3 +132,9 @@ class StreamingStep(nn.Module):
     def forward(self, samples: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         estimates, after = self.network.step(samples, dict(zip(self.names, state, strict=True)))
         return estimates, [after[name] for name in self.names]
+
+    def signature(self) -> Signature:
+        """Return what to trace it with."""
+        inputs, outputs = ([f"{kind}.{name}" for name in self.names] for kind in ("state", "next"))
+        arguments = (torch.zeros(1, self.block_length), self.zeros)
+        return Signature(arguments, ["samples", *inputs], ["estimates", *outputs], None)

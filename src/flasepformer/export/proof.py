@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flasepformer.audio import read_audio, resample
-from flasepformer.export.errors import ProofFailed
+from flasepformer.data import Mixture, open_mixtures
+from flasepformer.export.errors import ExportError, ProofFailed
 from flasepformer.files import markdown_table
-from flasepformer.metrics import si_snr
+from flasepformer.metrics import separation_scores, si_snr
 from flasepformer.models import SeparationNetwork
-from flasepformer.onnx import ExportedSeparator, ExportedStream
+from flasepformer.onnx import ExportedSeparator, ExportedSet, ExportedStream
 
 SPEECH = Path(__file__).parent / "speech.flac"
 """Two people reading at the same time; see README.md beside it."""
@@ -33,6 +34,15 @@ SHORT = 0.1
 LARGEST_DIFFERENCE = {"": 1e-4, "fp16": 1e-2, "int8": 0.3}
 """Largest root mean square of the difference in that of PyTorch's estimates, by the bits of the weights: 80,
 40 and 10 dB."""
+
+PIECE_LENGTH = 64
+"""Frames in a piece in which sets are proved: a few seconds are several pieces."""
+
+N_MIXTURES = 100
+"""Mixtures that are scored, at most."""
+
+LARGEST_LOSS_DB = {"": 0.01, "fp16": 0.02, "int8": 0.2}
+"""Most SI-SNR improvement that may be lost on these, on average, by the bits of the weights."""
 
 SILENCE = 1e-6
 """Root mean square below which estimates are compared as they are."""
@@ -97,6 +107,26 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """SI-SNR improvement of the exported file beside that of PyTorch."""
+
+    mixtures: str
+    """What was separated."""
+    n_mixtures: int
+    torch_db: float
+    """Mean over the mixtures and their talkers."""
+    onnx_db: float
+    """The same of the exported file."""
+    largest_loss_db: float
+    """Of one mixture."""
+
+    @property
+    def lost_db(self) -> float:
+        """What the file loses on average."""
+        return self.torch_db - self.onnx_db
+
+
+@dataclass(frozen=True)
 class Proof:
     """What was compared, where, and what came out."""
 
@@ -111,6 +141,10 @@ class Proof:
     machine: str
     n_threads: int
     versions: dict[str, str]
+    quality: Quality | None = None
+    """None where no mixtures were given."""
+    caution: str = ""
+    """What whoever uses the file should know."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -139,11 +173,80 @@ class Proof:
                 "",
                 markdown_table(header, rows),
                 "",
+                *([] if self.quality is None else [_in_words(self.quality), ""]),
+                *([f"Caution: {self.caution}.", ""] if self.caution else []),
                 f"{self.machine}, {self.n_threads} threads; {versions}. Times are of the processor, the best "
                 "of two.",
                 "",
             ]
         )
+
+
+def caution(network: SeparationNetwork) -> str:
+    """Return what whoever uses a network's file should know; empty where there is nothing."""
+    if network.in_pieces:
+        return ""
+    return "softmax attention takes memory that grows with the square of the recording's length"
+
+
+def _in_words(quality: Quality) -> str:
+    return (
+        f"SI-SNRi on {quality.n_mixtures} mixtures ({quality.mixtures}): PyTorch {quality.torch_db:.3f} dB, "
+        f"the file {quality.onnx_db:.3f} dB; {quality.lost_db:.4f} dB are lost, and at most "
+        f"{quality.largest_loss_db:.3f} dB on one of them."
+    )
+
+
+def prove_quality(
+    exported: ExportedSeparator | ExportedSet, network: SeparationNetwork, mixtures: str | Path
+) -> Quality:
+    """Score a file and its network on the first mixtures of a set.
+
+    Args:
+        exported: The file.
+        network: What it was exported from.
+        mixtures: See `flasepformer.data.open_mixtures`.
+
+    Raises:
+        ExportError: If the set cannot be read, or is of another kind.
+        ProofFailed: If more is lost than is allowed.
+    """
+    try:
+        opened = open_mixtures(mixtures, network.sample_rate)
+        scores = [
+            _improvements(exported, network, opened[index]) for index in range(min(len(opened), N_MIXTURES))
+        ]
+    except (ValueError, OSError) as error:
+        raise ExportError(f"{mixtures}: the mixtures cannot be scored: {error}") from error
+    if not np.isfinite(scores).any():
+        raise ExportError(f"{mixtures}: there is no mixture with a score")
+    theirs, ours = np.nanmean(scores, axis=0)
+    loss = float(np.nanmax(np.subtract(*np.transpose(scores))))
+    quality = Quality(Path(mixtures).name, len(scores), float(theirs), float(ours), loss)
+    limit = LARGEST_LOSS_DB[exported.facts.quantized]
+    if not quality.lost_db <= limit:
+        raise ProofFailed(f"{_in_words(quality)} Allowed are {limit} dB on average.")
+    return quality
+
+
+def _improvements(
+    exported: ExportedSeparator | ExportedSet, network: SeparationNetwork, example: Mixture
+) -> tuple[float, float]:
+    """Return the SI-SNR improvement of PyTorch and of the file, in the mean of the talkers."""
+    form = len(example.sources), example.sample_rate
+    if form != (network.n_sources, network.sample_rate):
+        raise ValueError(
+            f"{example.name} has {form[0]} talkers at {form[1]} Hz, the model takes {network.n_sources} at "
+            f"{network.sample_rate} Hz"
+        )
+    mixture = example.mixture.numpy()
+
+    def improvement(estimates: NDArray[np.float32]) -> float:
+        ours = torch.from_numpy(estimates)
+        scores = separation_scores(ours, example.sources, example.mixture, with_sdr=False)
+        return float(scores.si_snr_improvement.nanmean())
+
+    return improvement(_separated(network, mixture)), improvement(exported.separate(mixture))
 
 
 def prove(exported: ExportedSeparator, network: SeparationNetwork, speech: Speech) -> Proof:
@@ -157,6 +260,28 @@ def prove(exported: ExportedSeparator, network: SeparationNetwork, speech: Speec
         mixture = speech.excerpt(seconds)
         comparisons.append(
             _compare(seconds, partial(exported.separate, mixture), partial(_separated, network, mixture))
+        )
+        _check(comparisons[-1], exported.facts.quantized)
+    return _proof(exported, speech, comparisons)
+
+
+def prove_long(exported: ExportedSet, network: SeparationNetwork, speech: Speech) -> Proof:
+    """Compare a set for long recordings with its network, in pieces that are short enough to be several.
+
+    The longest one is compared in the pieces of a long recording, too.
+
+    Raises:
+        ProofFailed: At the first length that differs by more than is allowed.
+    """
+    short = ExportedSet(exported.path, n_threads=exported.n_threads, piece_length=PIECE_LENGTH)
+    comparisons = []
+    for seconds, runner in [
+        *((seconds, short) for seconds in speech.lengths),
+        (speech.lengths[-1], exported),
+    ]:
+        mixture = speech.excerpt(seconds)
+        comparisons.append(
+            _compare(seconds, partial(runner.separate, mixture), partial(_separated, network, mixture))
         )
         _check(comparisons[-1], exported.facts.quantized)
     return _proof(exported, speech, comparisons)
@@ -267,7 +392,9 @@ def _memory(name: str) -> float | None:
 
 
 def _proof(
-    exported: ExportedSeparator | ExportedStream, speech: Speech, comparisons: list[Comparison]
+    exported: ExportedSeparator | ExportedSet | ExportedStream,
+    speech: Speech,
+    comparisons: list[Comparison],
 ) -> Proof:
     import onnxruntime
 

@@ -5,6 +5,13 @@ import tempfile
 from typing import BinaryIO
 
 
+def spill_folder() -> str:
+    """Return where large temporary files go: TMPDIR if it is set, else a folder that is not in memory."""
+    if any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")):
+        return tempfile.gettempdir()
+    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()  # /tmp often is memory
+
+
 def scratch_file(n_bytes: int, folder: str | os.PathLike[str] | None) -> BinaryIO:
     """Open a file without a name, for reading and writing unbuffered, which goes with its process.
 

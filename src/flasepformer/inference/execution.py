@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flasepformer.audio import StoredSignals
 from flasepformer.errors import is_out_of_memory
+from flasepformer.files.scratch import spill_folder
 from flasepformer.inference.chunks import Join, Signals, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
@@ -22,7 +23,6 @@ from flasepformer.inference.plans import (
     Planner,
     SeparationError,
     full_disk,
-    spill_folder,
 )
 from flasepformer.models import SeparationNetwork, separate
 from flasepformer.running import FrameMemory

@@ -1,15 +1,14 @@
 """Decide before the start how a recording goes through a model, so that memory and disk hold it."""
 
 import math
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from flasepformer.errors import FlasepformerError
+from flasepformer.files.scratch import spill_folder
 from flasepformer.inference.estimates import (
     SAMPLE_BYTES,
     WORK_BYTES,
@@ -277,10 +276,3 @@ def full_disk(n_bytes: int, folder: str) -> OutputError:
         f"disk full: {format_size(n_bytes)} are needed for temporary files and {folder} has "
         f"{format_size(free)} free; make room, set TMPDIR to another folder, or allow more --memory"
     )
-
-
-def spill_folder() -> str:
-    """Return where large temporary files go: TMPDIR if it is set, else a folder that is not in memory."""
-    if any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")):
-        return tempfile.gettempdir()
-    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()  # /tmp often is memory

@@ -30,6 +30,7 @@ from flasepformer.audio import (
     write_blocks,
 )
 from flasepformer.errors import InputError
+from flasepformer.files.scratch import spill_folder
 from flasepformer.inference.chunks import Join
 from flasepformer.inference.confidence import WINDOW_SECONDS
 from flasepformer.inference.estimates import SAMPLE_BYTES, WORK_BYTES, need_as_a_whole
@@ -48,7 +49,7 @@ from flasepformer.inference.outputs import (
     plan_outputs,
     publish,
 )
-from flasepformer.inference.plans import NotEnoughMemory, Plan, full_disk, spill_folder
+from flasepformer.inference.plans import NotEnoughMemory, Plan, full_disk
 from flasepformer.inference.precisions import pick_precision
 from flasepformer.inference.reports import SeparationReport
 from flasepformer.inference.tracks import (

@@ -37,7 +37,7 @@ from flasepformer.models.network import (
     check_fields,
     decay,
 )
-from flasepformer.ops import KeyValueSums, cut_frames, real_fft, real_ifft
+from flasepformer.ops import KeyValueSums, cut_frames, is_exporting, real_fft, real_ifft
 from flasepformer.running import Performer, Samples, read_reflected
 
 PIECE_ROWS = 1 << 14
@@ -419,7 +419,10 @@ class TimeAttention(GatedResidualAttention):
     """
 
     def summarize(self, x: Tensor) -> KeyValueSums:
-        parts = [super(TimeAttention, self).summarize(by_bin(some)) for some in x.split(AT_ONCE, dim=2)]
+        parts = [
+            super(TimeAttention, self).summarize(by_bin(some))
+            for some in x.split(bins_at_once(x.shape[2]), dim=2)
+        ]
         context, key = (
             torch.cat([some.unflatten(0, (len(x), -1)) for some in sums], dim=1)  # (batch, bins, heads, ...)
             for sums in zip(*((part.context, part.key) for part in parts), strict=True)
@@ -427,7 +430,8 @@ class TimeAttention(GatedResidualAttention):
         return KeyValueSums(context, key, x.shape[1])
 
     def given(self, summary: KeyValueSums) -> Given:
-        groups = zip(*(t.split(AT_ONCE, dim=1) for t in (summary.context, summary.key)), strict=True)
+        n_bins = bins_at_once(summary.context.shape[1])
+        groups = zip(*(t.split(n_bins, dim=1) for t in (summary.context, summary.key)), strict=True)
         updates = [
             super(TimeAttention, self).given(
                 KeyValueSums(context.flatten(0, 1), key.flatten(0, 1), summary.count)
@@ -436,7 +440,7 @@ class TimeAttention(GatedResidualAttention):
         ]
 
         def update(x: Tensor, first: int) -> Tensor:
-            some_bins = zip(updates, x.split(AT_ONCE, dim=2), strict=True)
+            some_bins = zip(updates, x.split(n_bins, dim=2), strict=True)
             attended = [apply(by_bin(some), first).unflatten(0, (len(x), -1)) for apply, some in some_bins]
             return torch.cat([some.transpose(1, 2) for some in attended], dim=2)
 
@@ -444,6 +448,11 @@ class TimeAttention(GatedResidualAttention):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         return by_frame(super().forward(by_bin(x), carry), x.shape[0])
+
+
+def bins_at_once(n_bins: int) -> int:
+    """Return how many of so many bins `TimeAttention` takes at a time: all where a graph is to be small."""
+    return n_bins if is_exporting() else AT_ONCE
 
 
 def time_attention(config: TFLocoformerConfig) -> TimeAttention:

@@ -1,83 +1,35 @@
 """Run exported files; see the room."""
 
-import json
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flasepformer.errors import FlasepformerError, InputError
-from flasepformer.installing import how_to_install
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-FORMAT = "1"
-"""Version of the metadata's form."""
+from flasepformer.errors import InputError
+from flasepformer.onnx.facts import ExportedFacts, OnnxError, open_session
 
 
-class OnnxError(FlasepformerError, ValueError):
-    """A file that is not an exported network of ours, or that onnxruntime cannot run."""
+class TracksOfWaveforms(ABC):
+    """Brings estimates to the levels that add up to the mixture."""
 
+    @abstractmethod
+    def separate(self, mixture: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Separate a mixture (time,): (source, time); the scale of an estimate means nothing."""
 
-@dataclass(frozen=True, kw_only=True)
-class ExportedFacts:
-    """What stands in the metadata of an exported file; every value there is text."""
-
-    model: str
-    """Name of the model."""
-    family: str
-    """Architecture."""
-    sample_rate: int
-    """In Hz, of mixture and estimates."""
-    n_sources: int
-    """Talkers."""
-    kind: str
-    """"whole" for recordings of any length, "stream" for one step of a stream."""
-    quantized: str
-    """"int8", "fp16" or "" for float32."""
-    licence: str
-    """Licence of the weights."""
-    description: str
-    """One sentence."""
-    model_card: str
-    """What is known of the model, in Markdown."""
-    config: dict[str, Any]
-    """Sizes of the network."""
-    block_length: int = 0
-    """Samples in a step of a stream."""
-    delay: int = 0
-    """Samples by which the estimates of a stream are late, beside the step itself."""
-
-    def to_metadata(self) -> dict[str, str]:
-        """Return the metadata to write: the config as JSON."""
-        texts = {name: str(value) for name, value in vars(self).items()}
-        return {**texts, "config": json.dumps(self.config), "flasepformer_format": FORMAT}
-
-    @classmethod
-    def from_metadata(cls, metadata: dict[str, str], path: Path) -> "ExportedFacts":
-        """Read the metadata of a file.
+    def tracks(self, mixture: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Separate a mixture (time,): (source, time), at the levels that add up to the mixture.
 
         Raises:
-            OnnxError: If it is not one of ours, or of a later form.
+            InputError: See `separate`.
         """
-        if metadata.get("flasepformer_format") != FORMAT:
-            raise OnnxError(
-                f"{path}: expected a file that `flasepformer export` of this version wrote, "
-                f"got form {metadata.get('flasepformer_format', 'unknown')!r}; export it again"
-            )
-        try:
-            numbers = {
-                name: int(metadata[name]) for name in ("sample_rate", "n_sources", "block_length", "delay")
-            }
-            names = ("model", "family", "kind", "quantized", "licence", "description", "model_card")
-            texts = {name: metadata[name] for name in names}
-            return cls(**texts, **numbers, config=json.loads(metadata["config"]))  # type: ignore[arg-type]
-        except (KeyError, ValueError) as error:
-            raise OnnxError(f"{path}: its metadata is damaged ({error!r}); export it again") from error
+        if mixture.ndim != 1:
+            raise InputError(f"mixture must be (time,), got {mixture.shape}")
+        from flasepformer.audio import explaining_gains  # here, since the room needs soundfile and soxr
+
+        estimates = self.separate(mixture)
+        return estimates * explaining_gains(mixture, estimates).astype(np.float32)[:, None]
 
 
 class _Exported:
@@ -93,30 +45,7 @@ class _Exported:
         self.sample_rate, self.n_sources = self.facts.sample_rate, self.facts.n_sources
 
 
-def open_session(path: Path, n_threads: int | None = None) -> "InferenceSession":
-    """Load a file with onnxruntime, on the CPU.
-
-    Raises:
-        ImportError: If onnxruntime is not installed.
-        OnnxError: If the file cannot be read, or has operators that onnxruntime lacks.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"this needs onnxruntime: {how_to_install('onnx')}", name="onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if n_threads is not None:
-        options.intra_op_num_threads = n_threads
-    if not path.is_file():
-        raise OnnxError(f"{path}: there is no such file")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own, which have no base in common
-        raise OnnxError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
-
-
-class ExportedSeparator(_Exported):
+class ExportedSeparator(_Exported, TracksOfWaveforms):
     """An exported network for recordings of any length.
 
     Args:
@@ -148,19 +77,6 @@ class ExportedSeparator(_Exported):
         batch = np.ascontiguousarray(np.atleast_2d(mixture), dtype=np.float32)
         (estimates,) = self.session.run(["estimates"], {"mixture": batch})
         return estimates[0] if mixture.ndim == 1 else estimates
-
-    def tracks(self, mixture: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Separate a mixture (time,): (source, time), at the levels that add up to the mixture.
-
-        Raises:
-            InputError: See `separate`.
-        """
-        if mixture.ndim != 1:
-            raise InputError(f"mixture must be (time,), got {mixture.shape}")
-        from flasepformer.audio import explaining_gains  # here, since the room needs soundfile and soxr
-
-        estimates = self.separate(mixture)
-        return estimates * explaining_gains(mixture, estimates).astype(np.float32)[:, None]
 
 
 class ExportedStream(_Exported):
