@@ -24,6 +24,7 @@ from flasepformer.models import SeparationNetwork, load_model, save_model
 from flasepformer.models.registry import FAMILIES
 from flasepformer.training.activations import checkpoint_activations
 from flasepformer.training.averaging import average_checkpoints
+from flasepformer.training.balance import GradientBalance
 from flasepformer.training.beginning import write_beginning
 from flasepformer.training.board import Board
 from flasepformer.training.examples import (
@@ -275,6 +276,8 @@ class _Run:
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.pace = _Pace()
+        limit = recipe.optimization.mixture_clip
+        self.balance = GradientBalance(model, limit) if limit else None
         hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
         n_steps = recipe.optimization.n_steps
         self.bar = tqdm(total=n_steps, initial=progress.step, unit="step", desc="training", disable=hidden)
@@ -411,6 +414,8 @@ class _Run:
         total = 0.0
         for k, batch in enumerate(batches, start=1):
             is_last = k == len(batches)
+            if self.balance:
+                self.balance.n_mixtures = width
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.network):
                 with self.accelerator.autocast():
                     loss = self.network(*batch, weight) / len(batches)

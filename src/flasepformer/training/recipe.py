@@ -134,6 +134,9 @@ class OptimizationConfig:
     """Weight decay of both."""
     clip_norm: float = 5.0
     """Largest norm of the gradient."""
+    mixture_clip: float = 0.0
+    """Largest norm of what one mixture sends back through a block, in medians of its batch; 0 sets no limit.
+    See `flasepformer.training.balance`."""
     auxiliary_weight: float = 0.4
     """Share of the auxiliary loss, in a network that has auxiliary heads."""
     auxiliary_decay_steps: int = 0
@@ -187,6 +190,8 @@ class OptimizationConfig:
             )
         if self.loss_limit_db < 0:
             raise ValueError(f"loss_limit_db must not be negative, got {self.loss_limit_db}")
+        if self.mixture_clip < 0:
+            raise ValueError(f"mixture_clip must not be negative, got {self.mixture_clip}")
         if not 0 <= self.auxiliary_weight <= 1:
             raise ValueError(f"auxiliary_weight must be from 0 to 1, got {self.auxiliary_weight}")
         if not 0 <= self.average_decay < 1:
