@@ -2,14 +2,16 @@
 
 Usage: python benchmarks/meetings.py SPEECH.csv [--split test] [--people 1,2,3,4] [--seconds 60] [--count 12]
 
-For every number of people and share of overlap: how many are counted; error rates of diarization (DER without
-a collar, JER; `pyannote.metrics`) by the level of each estimate, with the number found, and with the number
-told; and the share of the talking time on the wrong track. Everybody says something for 3 s or more.
+For every number of people and share of overlap: how many are counted, and how many if it were known where one
+talks alone, so that only voices are mistaken; error rates of diarization (DER without a collar, JER;
+`pyannote.metrics`) by the level of each estimate, with the number found, and with the number told; and the
+share of the talking time on the wrong track. Everybody says something for 3 s or more.
 """
 
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,14 @@ from turns import RATE, annotation, passed_of, spoken
 from flasepformer.conversation import Conversation
 from flasepformer.conversation.activity import by_level_alone
 from flasepformer.conversation.conversation import is_one_person
-from flasepformer.conversation.frames import sweep
+from flasepformer.conversation.frames import Frames, in_db, smoothed, sweep
+from flasepformer.conversation.meeting import LEVEL_FRAMES, cut_at_pauses, people_of
+from flasepformer.conversation.people import MAX_PEOPLE
 from flasepformer.conversation.rendering import Rendering
+from flasepformer.conversation.turns import Stretch, voices_in
 from flasepformer.data import plan_conversations, read_utterances
 from flasepformer.inference import Separator
+from flasepformer.inference.finishing import Passed
 from flasepformer.metrics import talker_confusion
 from flasepformer.training.counting import speaks
 
@@ -53,6 +59,20 @@ def conversations(
             return
 
 
+def true_stretches(passed: Passed, frames: Frames, talks: NDArray[np.bool_]) -> list[Stretch]:
+    """Return the stretches in which one of all (talker, frame) talks alone, on the louder estimate."""
+    who = np.where(talks.sum(0) == 1, talks.argmax(0), -1)
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(who)) + 1, [len(who)]]).tolist()
+    level = in_db(smoothed(frames.mixture, LEVEL_FRAMES))
+    found = []
+    for first, last in pairwise(edges):
+        if who[first] >= 0:
+            track = int(frames.estimates[:, first:last].sum(-1).argmax())
+            for begin, end in cut_at_pauses(level, first, last):
+                found.append(Stretch(begin, end, track, voices_in(passed, begin, end, track)))
+    return found
+
+
 def padded(signals: NDArray[np.float32], n: int) -> torch.Tensor:
     """Return signals (n, time), silent where there are fewer."""
     return torch.from_numpy(np.pad(signals, ((0, n - len(signals)), (0, 0))))
@@ -61,7 +81,8 @@ def padded(signals: NDArray[np.float32], n: int) -> torch.Tensor:
 def score(separator: Separator, speech: Path, split: str, n_people: int, **plan: float) -> None:
     """Print what is found in conversations of so many people."""
     rates = {way: (DiarizationErrorRate(), JaccardErrorRate()) for way in WAYS}
-    counted, wrong, spoken = np.zeros(11, int), dict.fromkeys(WAYS[1:], 0.0), 0.0
+    counted, by_truth = np.zeros(MAX_PEOPLE + 1, int), np.zeros(MAX_PEOPLE + 1, int)
+    wrong, spoken = dict.fromkeys(WAYS[1:], 0.0), 0.0
     for sources in conversations(speech, split, n_people, **plan):
         mixture = sources.sum(0)
         passed = passed_of(separator, mixture, RATE)
@@ -71,6 +92,7 @@ def score(separator: Separator, speech: Path, split: str, n_people: int, **plan:
         if is_one_person(activity, turns):
             activity = activity.any(0)[None]
         counted[len(activity)] += 1
+        by_truth[people_of(true_stretches(passed, frames, talks)).max(initial=-1) + 1] += 1
         found = {"level": (by_level_alone(frames), order), "auto": (activity, order)}
         if len(activity) == n_people:
             found["told"] = activity, order
@@ -91,7 +113,8 @@ def score(separator: Separator, speech: Path, split: str, n_people: int, **plan:
     )
     print(
         f"{n_people} people, {plan['seconds']:g} s, {plan['overlap']:.0%} overlap: counted 1, 2, ... "
-        f"{counted[1:7].tolist()}; DER (JER) % {shown}; talking time on the wrong track: "
+        f"{counted[1:7].tolist()}, by true stretches {by_truth[1:7].tolist()}; "
+        f"DER (JER) % {shown}; talking time on the wrong track: "
         + ", ".join(f"{way} {100 * share / spoken:.1f} %" for way, share in wrong.items()),
         flush=True,
     )

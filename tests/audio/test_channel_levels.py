@@ -22,7 +22,7 @@ def with_crosstalk(talkers, db):
     return talkers + np.float32(10 ** (-db / 20)) * np.roll(talkers[::-1], 24, axis=1)
 
 
-@pytest.mark.parametrize("db", [15, 20, 30, 60])
+@pytest.mark.parametrize("db", [10, 12, 15, 20, 30, 60])
 def test_an_interview_with_crosstalk_has_a_channel_for_each(interview, db):
     assert talkers_have_channels(with_crosstalk(interview, db), RATE)
 

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from flasepformer.conversation.activity import activity_of, filled, runs, widened, without_short
+from flasepformer.conversation.activity import (
+    ActivityRule,
+    activity_of,
+    filled,
+    rule_for_channels,
+    runs,
+    widened,
+    without_short,
+)
 from flasepformer.conversation.frames import Frames, frame_edges, n_frames, sweep
 
 
@@ -25,6 +33,19 @@ def test_a_remainder_20_db_below_the_talker_is_nobody():
     one, other = activity_of(frames_of([-80, -26, -26, -80], [-90, -46, -46, -90]))
     assert one.sum() == pytest.approx(100, abs=10)
     assert not other.any()
+
+
+def test_crosstalk_of_10_db_is_nobody_on_a_channel():
+    frames = frames_of([-80, -20, -30, -20, -21, -80], [-80, -30, -20, -30, -21, -80])
+    one, other = activity_of(frames)
+    assert seconds_of(one) == [pytest.approx((1, 5), abs=0.021)]  # goes on through the other's second
+    rule = rule_for_channels(frames, ActivityRule())
+    assert rule.ratio_on_db == pytest.approx(-5, abs=0.1)
+    one, other = activity_of(frames, rule)
+    assert seconds_of(one) == [pytest.approx(span, abs=0.15) for span in ((1, 2), (3, 5))]
+    assert seconds_of(other) == [pytest.approx(span, abs=0.15) for span in ((2, 3), (4, 5))]
+    quiet = frames_of([-80, -20, -60, -80], [-80, -60, -20, -80])
+    assert rule_for_channels(quiet, ActivityRule()) == ActivityRule()
 
 
 def test_nobody_speaks_in_silence_and_in_noise_below_80_db():

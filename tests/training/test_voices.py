@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from tests.training.conftest import voice
 
-from flasepformer.conversation.mels import log_mel
+from flasepformer.conversation.mels import hz_of, log_mel, mel_of
 from flasepformer.conversation.voice import VoiceNetwork
 from flasepformer.training import voices
 
@@ -35,6 +35,19 @@ def test_a_moment_of_training_brings_voices_of_one_talker_together(spoken):
     assert after < min(0.2, before)
 
 
+def test_training_goes_on_from_what_a_network_has_learnt(spoken):
+    mels, talkers = spoken
+    network = VoiceNetwork()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert voices.train_voices(mels, talkers, minutes=0.001, network=network) is network
+    moved = max(
+        float((value.float() - before[name].float()).abs().max())
+        for name, value in network.state_dict().items()
+        if name.endswith("weight")
+    )
+    assert 0 < moved < 0.1
+
+
 def test_pairs_from_one_recording_do_not_count():
     found = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     assert voices.error_rate_of(found, ["a", "a", "b", "b"], [0, 0, 1, 2]) == 0  # the pair of a is of one
@@ -51,12 +64,38 @@ def test_other_microphones_change_a_voice_and_not_its_length():
     torch.testing.assert_close(again, varied)
 
 
+@pytest.mark.parametrize("speed", [0.88, 1.13])
+def test_who_speaks_faster_sounds_higher_and_says_more(speed):
+    rising = np.sin(2 * np.pi * np.cumsum(np.linspace(500, 1500, 64000)) / 8000)
+    mels = log_mel(rising.astype(np.float32)).numpy().astype(np.float16)
+    n_frames = 300
+    cut = voices.crop(mels, n_frames, np.random.default_rng(0), speed)
+    assert cut.shape == (n_frames, 40)
+    heights = np.linspace(mel_of(60.0), mel_of(3800.0), 42)[1:-1]
+    heard = hz_of(heights[cut.argmax(-1)])
+    seconds = 0.02 * np.arange(n_frames)
+    assert np.polyfit(seconds, heard, 1)[0] == pytest.approx(125 * speed**2, rel=0.05)  # 125 Hz a second
+
+
+def test_in_a_room_a_click_dies_away_by_60_db_in_its_time():
+    click = torch.zeros(1, 100, 1)
+    click[0, 10] = 1.0
+    heard = voices.in_a_room(click, torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 2.0))[0, :, 0]
+    assert not heard[:10].any()
+    assert heard[10] == 1
+    assert heard[12] / heard[37] == pytest.approx(1e6, rel=1e-3)  # half a second
+    assert float(heard[11:].sum()) == pytest.approx(1 / 2, rel=1e-3)
+
+
 def test_the_command_stores_weights_that_the_network_takes_and_prints_two_rates(speech, tmp_path, capsys):
     for split, there in (("train", "train"), ("test", "valid")):
         (tmp_path / "speech" / split).parent.mkdir(exist_ok=True)
         (tmp_path / "speech" / split).symlink_to(speech / there)
     voices.main([str(tmp_path / "speech"), str(tmp_path / "voice.safetensors"), "--minutes", "0.005"])
     weights = load_file(tmp_path / "voice.safetensors")
+    again = [str(tmp_path / "speech"), str(tmp_path / "more.safetensors"), "--minutes", "0.001"]
+    voices.main([*again, "--start", str(tmp_path / "voice.safetensors")])
+    assert load_file(tmp_path / "more.safetensors").keys() == weights.keys()
     missing, surplus = VoiceNetwork().load_state_dict(weights, strict=False)
     assert all(name.endswith("num_batches_tracked") for name in missing)
     assert surplus == []

@@ -8,8 +8,14 @@ _SMOOTH = 5  # frames: 0.1 s
 _HEARD_DB = -35.0  # of the loudest: what is quieter tells nothing
 _AHEAD_DB = 6.0
 """A channel leads where it is louder by this."""
-_APART_DB = 9.0
-"""A channel is this much louder where it leads than where the other one does, if a talker has it alone."""
+_APART_DB, _LEAST_APART_DB = 9.0, 3.0
+"""A channel is this much louder where it leads than where the other one does, if a talker has it alone: both
+taken together, so that it is no matter who talks louder; and each of them at least."""
+_STEADY_DB, _STEADY_SHARE = 9.0, 0.5
+"""A talker is louder on one channel than on the other by about as much all the time; noise is not. Between
+the quarters of the time lies at most so much, or so large a share of how far the channels are apart."""
+_MOST_UNLED = 0.4
+"""Of the time with sound in which none leads: two microphones of one room."""
 _LEAST_SHARE = 0.04
 """Of the time with sound that each channel has to lead."""
 _VARIES_DB = 15.0
@@ -58,8 +64,9 @@ class ChannelLevels:
     def take_turns(self) -> bool:
         """Tell whether each channel has a talker of its own, with the other one's as crosstalk at most.
 
-        Then each leads for some of the time, and is much quieter while the other one leads. Hum or music is
-        as loud as ever then, and of two microphones in the middle of the table none ever leads.
+        Then each leads for some of the time, by about as much all the time, and is much quieter while the
+        other one leads. Hum, noise or music beside both talkers is as loud as ever then, or leads by now this
+        and now that; and of two microphones in the middle of the table none ever leads.
         """
         levels = self.levels()
         if not levels.shape[1]:
@@ -70,4 +77,10 @@ class ChannelLevels:
         if not (leads.sum(1) >= max(_LEAST_SHARE * heard.sum(), _FRAMES_PER_SECOND / 2)).all():
             return False
         own = np.array([levels[k, leads[k]].mean() - levels[k, leads[1 - k]].mean() for k in (0, 1)])
-        return bool((own >= _APART_DB).all())
+        spread = max(np.subtract(*np.percentile(ahead[lead], [75, 25])) for lead in leads)
+        return bool(
+            own.mean() >= _APART_DB
+            and own.min() >= _LEAST_APART_DB
+            and spread <= max(_STEADY_DB, _STEADY_SHARE * own.mean())
+            and (heard & ~leads.any(0)).sum() <= _MOST_UNLED * heard.sum()
+        )

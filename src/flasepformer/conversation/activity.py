@@ -1,6 +1,6 @@
 """Who speaks in which frame, by the levels of the tracks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,37 @@ class ActivityRule:
     """What is shorter is a noise."""
 
 
+CROSSTALK_PERCENTILE = 20
+"""Of how much lower a channel is than the other: where both talk it is less than crosstalk alone."""
+CROSSTALK_ON_DB, CROSSTALK_OFF_DB = 5.0, 3.0
+"""A talker is louder on the own channel than others are there as crosstalk by this, to begin and to go on."""
+
+
 def _frames(seconds: float) -> int:
     return 2 * round(seconds * FRAMES_PER_SECOND / 2) + 1
+
+
+def rule_for_channels(frames: Frames, rule: ActivityRule) -> ActivityRule:
+    """Return the rule for channels, on which others than their talkers are heard: what is louder is speech.
+
+    Args:
+        frames: Of channels that have a talker each.
+        rule: What holds where there is no crosstalk.
+    """
+    level = in_db(smoothed(frames.estimates, _frames(rule.ratio_smooth_seconds)))
+    heard = level.max(0) > speech_threshold(in_db(frames.mixture), rule)
+    below = [
+        np.percentile(ratio[ratio < 0], CROSSTALK_PERCENTILE)
+        for one in range(len(level))
+        for other in range(len(level))
+        if one != other and (ratio := (level[one] - level[other])[heard]).min(initial=0) < 0
+    ]
+    crosstalk = float(max(below, default=-np.inf))
+    return replace(
+        rule,
+        ratio_on_db=max(rule.ratio_on_db, crosstalk + CROSSTALK_ON_DB),
+        ratio_off_db=max(rule.ratio_off_db, crosstalk + CROSSTALK_OFF_DB),
+    )
 
 
 def activity_of(frames: Frames, rule: ActivityRule | None = None) -> Activity:

@@ -11,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flasepformer.audio import mix_down, read_audio, resample
-from flasepformer.conversation.activity import Activity, ActivityRule, activity_of, counted_activity
+from flasepformer.conversation.activity import (
+    Activity,
+    ActivityRule,
+    activity_of,
+    counted_activity,
+    rule_for_channels,
+)
 from flasepformer.conversation.counting import talker_chances
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND, Frames, sweep
 from flasepformer.conversation.meeting import meet, people_of, stretches_of_one
@@ -197,7 +203,8 @@ class Conversation:
         n_tracks = passed.n_sources
         order = np.repeat(np.arange(n_tracks, dtype=np.int8)[:, None], len(frames), 1)
         if self.activity == "levels" or n_tracks != 2 or passed.channels:
-            return activity_of(frames, self.rule), order, None
+            rule = rule_for_channels(frames, self.rule) if passed.channels else self.rule
+            return activity_of(frames, rule), order, None
         activity = counted_activity(frames, talker_chances(passed, frames))
         if self.speakers not in ("1", "2"):
             wanted = None if self.speakers == "auto" else int(self.speakers)

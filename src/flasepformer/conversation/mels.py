@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ HOP = 160
 """Samples from one frame to the next: 20 ms."""
 N_FFT = 256
 N_MELS = 40
+LOWEST_HZ, HIGHEST_HZ = 60.0, 3800.0
 
 _TINY = 1e-10
 
@@ -22,8 +24,7 @@ _TINY = 1e-10
 @cache
 def mel_filters() -> Tensor:
     """Return triangles of equal width in mel, 60 to 3800 Hz: (bins, mels), each of sum 1."""
-    edges = np.linspace(_mel(60.0), _mel(3800.0), N_MELS + 2)
-    hz = 700 * (10 ** (edges / 2595) - 1)
+    hz = hz_of(np.linspace(mel_of(LOWEST_HZ), mel_of(HIGHEST_HZ), N_MELS + 2))
     bins = np.arange(N_FFT // 2 + 1)[:, None] * SAMPLE_RATE / N_FFT
     rising = (bins - hz[:-2]) / (hz[1:-1] - hz[:-2])
     falling = (hz[2:] - bins) / (hz[2:] - hz[1:-1])
@@ -31,8 +32,14 @@ def mel_filters() -> Tensor:
     return torch.from_numpy((triangles / triangles.sum(0)).astype(np.float32))
 
 
-def _mel(hz: float) -> float:
+def mel_of(hz: float) -> float:
+    """Return how high a frequency in Hz is on the mel scale."""
     return float(2595 * np.log10(1 + hz / 700))
+
+
+def hz_of(mels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the frequencies in Hz of places on the mel scale."""
+    return 700 * (10 ** (mels / 2595) - 1)
 
 
 def log_mel(samples: Samples) -> Tensor:

@@ -7,6 +7,7 @@ al., ICASSP 2018; attentive statistics: Okabe et al., Interspeech 2018, arXiv:18
 
 from functools import cache
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,14 +49,19 @@ class VoiceNetwork(nn.Module):
         return F.normalize(self.project(self.norm(torch.cat([mean, spread], -1))), dim=-1)
 
 
+def read_voice_network(path: Path) -> VoiceNetwork:
+    """Read a network that `flasepformer.training.voices` has stored."""
+    network = VoiceNetwork()
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    network.load_state_dict(weights, strict=False)  # the counters of the norms are not stored
+    return network.eval()
+
+
 @cache
 def load_voice_network() -> VoiceNetwork:
     """Load the trained network of the package."""
-    network = VoiceNetwork()
     with as_file(files("flasepformer") / WEIGHTS) as path:
-        weights = {name: value.float() for name, value in load_file(path).items()}
-    network.load_state_dict(weights, strict=False)  # the counters of the norms are not stored
-    return network.eval()
+        return read_voice_network(path)
 
 
 @torch.inference_mode()

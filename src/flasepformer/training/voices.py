@@ -1,6 +1,9 @@
 """Train the network that tells voices apart (`flasepformer.conversation.voice`) on speech of many talkers.
 
-Usage: python -m flasepformer.training.voices SPEECH.csv OUT.safetensors [--minutes 10] [--seconds-each 30]
+Usage: python -m flasepformer.training.voices SPEECH.csv OUT.safetensors [--minutes 30] [--start OLD]
+
+Everybody also speaks faster and slower, as two others. What is no property of a voice changes: microphone,
+band, room, noise, and remains of another talker.
 
 Prints the equal error rate on the talkers of the split `test`, for utterances cut to 2 and to 4 seconds.
 """
@@ -8,7 +11,9 @@ Prints the equal error rate on the talkers of the split `test`, for utterances c
 import argparse
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +23,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasepformer.conversation.mels import SAMPLE_RATE, log_mel
-from flasepformer.conversation.voice import VoiceNetwork
+from flasepformer.conversation.frames import FRAME_SECONDS
+from flasepformer.conversation.mels import HIGHEST_HZ, LOWEST_HZ, N_MELS, SAMPLE_RATE, hz_of, log_mel, mel_of
+from flasepformer.conversation.voice import VoiceNetwork, read_voice_network
 from flasepformer.data import SpeechStore, read_utterances
 from flasepformer.data.manifest import Utterance
 from flasepformer.training.optimizers import set_rate
+from flasepformer.training.precision import resolve_precision
 
 SCALE, MARGIN = 30.0, 0.2
 """Of the additive angular margin (Deng et al., "ArcFace", CVPR 2019)."""
 BATCH = 128
 RISE = 0.25
-"""Share of the training in which the learning rate rises."""
+"""Share of the training in which the learning rate rises; a fifth of it for a network that goes on."""
 PEAK_RATE = 4e-3
+SPEEDS = (1.0, 0.88, 1.13)
+"""Everybody is taken for so many people: a voice with other formants and pitch is another one."""
+CROP_FRAMES = (40, 150)
 
 
 def some_of_each(utterances: Sequence[Utterance], seconds: float) -> list[Utterance]:
@@ -44,7 +54,11 @@ def some_of_each(utterances: Sequence[Utterance], seconds: float) -> list[Uttera
 
 
 def train_voices(
-    mels: Sequence[NDArray[np.float16]], talkers: Sequence[str], minutes: float, seed: int = 0
+    mels: Sequence[NDArray[np.float16]],
+    talkers: Sequence[str],
+    minutes: float,
+    seed: int = 0,
+    network: VoiceNetwork | None = None,
 ) -> VoiceNetwork:
     """Train for so much time of the processor.
 
@@ -53,22 +67,47 @@ def train_voices(
         talkers: Who says each of them.
         minutes: On the clock of the processor, so that another run gives other, like weights.
         seed: Of the first weights and of the order.
+        network: What to go on with; a new one by default.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    names = sorted(set(talkers))
-    by_talker = [[i for i, name in enumerate(talkers) if name == own] for own in names]
-    network = VoiceNetwork().train()
-    centres = nn.Parameter(F.normalize(torch.randn(len(names), network.project.out_features), dim=-1))
-    optimizer = torch.optim.AdamW([*network.parameters(), centres], PEAK_RATE, weight_decay=2e-2)
+    indices = defaultdict[str, list[int]](list)
+    for i, name in enumerate(talkers):
+        indices[name].append(i)
+    by_talker = [indices[name] for name in sorted(indices)]
+    n_talkers, n_classes = len(by_talker), len(by_talker) * len(SPEEDS)
+    precision, _ = resolve_precision("auto", torch.device("cpu"))
+
+    def crops_by(classes: NDArray[np.intp], n_frames: int) -> Tensor:
+        return torch.from_numpy(
+            np.stack(
+                [
+                    crop(mels[rng.choice(by_talker[w % n_talkers])], n_frames, rng, SPEEDS[w // n_talkers])
+                    for w in classes.tolist()
+                ]
+            )
+        )
+
+    if network is None:
+        network, peak, rise = VoiceNetwork(), PEAK_RATE, RISE
+        centres = torch.randn(n_classes, network.project.out_features)
+    else:  # its voices of everybody are where the centres begin
+        peak, rise = PEAK_RATE / 2, RISE / 5
+        with torch.inference_mode():
+            parts = np.array_split(np.arange(n_classes), -(-n_classes // BATCH))
+            centres = torch.cat([network(crops_by(part, CROP_FRAMES[1])) for part in parts])
+    centres = nn.Parameter(F.normalize(centres.clone(), dim=-1))
+    network.train()
+    optimizer = torch.optim.AdamW([*network.parameters(), centres], peak, weight_decay=2e-2)
     began, step, shown = time.process_time(), 0, 0.0
     while (share := (time.process_time() - began) / (60 * minutes)) < 1:
-        set_rate(optimizer, max(_rate_at(share), 1e-5))
-        who = rng.choice(len(names), min(BATCH, len(names)), replace=False)
-        n_frames = int(rng.integers(60, 160))
-        crops = [crop(mels[rng.choice(by_talker[w])], n_frames, rng) for w in who]
-        batch = varied(torch.from_numpy(np.stack(crops)), rng)
-        loss = _margin_loss(network(batch) @ F.normalize(centres, dim=-1).mT, torch.from_numpy(who), share)
+        set_rate(optimizer, max(peak * _rate_at(share, rise), 1e-5))
+        who = rng.choice(n_classes, min(BATCH, n_classes), replace=False)
+        n_frames = int(rng.integers(*CROP_FRAMES))
+        batch = varied(crops_by(who, n_frames), rng)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            found = network(batch).float()
+        loss = _margin_loss(found @ F.normalize(centres, dim=-1).mT, torch.from_numpy(who), share)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -79,11 +118,11 @@ def train_voices(
     return network.eval()
 
 
-def _rate_at(share: float) -> float:
-    """Return the learning rate after a share of the training."""
-    if share < RISE:
-        return PEAK_RATE * share / RISE
-    return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (share - RISE) / (1 - RISE)))
+def _rate_at(share: float, rise: float) -> float:
+    """Return the learning rate after a share of the training, the highest being 1."""
+    if share < rise:
+        return share / rise
+    return 0.5 * (1 + math.cos(math.pi * (share - rise) / (1 - rise)))
 
 
 def _margin_loss(cosine: Tensor, own: Tensor, share: float) -> Tensor:
@@ -102,31 +141,76 @@ def mels_of(utterances: Sequence[Utterance]) -> tuple[list[NDArray[np.float16]],
     return mels, [utterance.speaker for utterance in store.utterances]
 
 
-def crop(mels: NDArray[np.float16], n_frames: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Cut some frames out, of a short utterance repeated."""
-    if len(mels) < n_frames:
-        mels = np.tile(mels, (-(-n_frames // len(mels)), 1))
-    start = rng.integers(len(mels) - n_frames + 1)
-    return mels[start : start + n_frames].astype(np.float32)
+def crop(
+    mels: NDArray[np.float16], n_frames: int, rng: np.random.Generator, speed: float = 1.0
+) -> NDArray[np.float32]:
+    """Cut some frames out, of a short utterance repeated, and play them faster: shorter and higher."""
+    n_read = math.ceil(n_frames * speed)
+    if len(mels) < n_read:
+        mels = np.tile(mels, (-(-n_read // len(mels)), 1))
+    start = rng.integers(len(mels) - n_read + 1)
+    cut = mels[start : start + n_read].astype(np.float32)
+    return cut if speed == 1 else _between(cut, np.arange(n_frames) * speed) @ _shift(speed)
+
+
+def _between(rows: NDArray[np.float32], places: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return rows (place, n) between the given ones; beyond the last there is the last."""
+    places = np.clip(places, 0, len(rows) - 1)
+    before = places.astype(int)
+    share = (places - before)[:, None].astype(np.float32)
+    return (1 - share) * rows[before] + share * rows[np.minimum(before + 1, len(rows) - 1)]
+
+
+@cache
+def _shift(speed: float) -> NDArray[np.float32]:
+    """Return the matrix (mel, mel) that moves log mel powers to frequencies so many times as high."""
+    edges = np.linspace(mel_of(LOWEST_HZ), mel_of(HIGHEST_HZ), N_MELS + 2)[1:-1]
+    before = np.array([mel_of(float(hz) / speed) for hz in hz_of(edges)])
+    return _between(np.eye(N_MELS, dtype=np.float32), (before - edges[0]) / (edges[1] - edges[0])).T
 
 
 def varied(batch: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change what is no property of a voice: microphone, noise, and remains of another talker."""
+    """Change what is no property of a voice: microphone, band, room, noise, and remains of another talker."""
     n, _, n_mels = batch.shape
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, 1, 1, generator=generator)
 
-    level = batch.exp().mean((1, 2), keepdim=True).log()
-    other = batch.roll(1, 0) - level.roll(1, 0) + level - uniform(2.3, 9.2)  # 10 to 40 dB below
-    noise = level - uniform(3.5, 11.5) + torch.randn(batch.shape, generator=generator)
-    mixed = torch.logaddexp(batch, torch.where(uniform(0, 1) < 0.5, other, -25.0))
-    mixed = torch.logaddexp(mixed, torch.where(uniform(0, 1) < 0.5, noise, -25.0))
+    def some(share: float) -> Tensor:
+        return uniform(0, 1) < share
+
     place = torch.linspace(0, 1, n_mels)
-    for k in (1, 2, 3):
-        mixed = mixed + uniform(-0.6, 0.6) * torch.cos(torch.pi * k * place + uniform(0, 6.28))
-    return mixed
+
+    def curve(most: float) -> Tensor:
+        return sum(
+            (uniform(-most, most) * torch.cos(torch.pi * k * place + uniform(0, 6.28)) for k in (1, 2, 3)),
+            start=torch.zeros(n, 1, n_mels),
+        )
+
+    power = batch.exp()
+    power = torch.where(some(0.3), in_a_room(power, uniform(0.2, 0.8), uniform(-0.7, 2.8).exp()), power)
+    level = power.mean((1, 2), keepdim=True)
+    other = power.roll(1, 0) * level / level.roll(1, 0) * (-uniform(2.3, 9.2)).exp()  # 10 to 40 dB below
+    noise = level * (curve(1.2) - uniform(3.0, 11.5)).exp()
+    noise = noise * torch.empty(batch.shape).exponential_(generator=generator)
+    mixed = (power + other * some(0.4) + noise * some(0.5)).log()
+    outside = (place < uniform(-0.3, 0.15)) | (place > uniform(0.85, 1.4))  # of the band of a telephone
+    return mixed + curve(0.6) - uniform(1.0, 6.0) * (some(0.4) & outside)
+
+
+def in_a_room(power: Tensor, seconds: Tensor, direct: Tensor) -> Tensor:
+    """Let powers (batch, frames, mels) die away, as they do in a room.
+
+    Args:
+        power: Of what is said.
+        seconds: Until 60 dB are gone (batch, 1, 1).
+        direct: How many times as much comes straight as from the walls (batch, 1, 1).
+    """
+    lags = (torch.arange(power.shape[1])[:, None] - torch.arange(power.shape[1])) * FRAME_SECONDS
+    decay = torch.where(lags > 0, torch.exp(-math.log(1e6) * lags.clamp_min(0) / seconds), 0.0)
+    whole = 1 / torch.expm1(math.log(1e6) * FRAME_SECONDS / seconds)
+    return power + decay / (direct * whole) @ power
 
 
 def equal_error_rate(same: NDArray[np.floating], other: NDArray[np.floating]) -> float:
@@ -170,15 +254,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("speech", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of the processor")
-    parser.add_argument("--seconds-each", type=float, default=30.0, help="of speech of every talker")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the processor")
+    parser.add_argument("--seconds-each", type=float, default=240.0, help="of speech of every talker")
+    parser.add_argument("--start", type=Path, help="weights to go on with")
     options = parser.parse_args(arguments)
     mels, talkers = mels_of(some_of_each(read_utterances(options.speech, "train"), options.seconds_each))
     print(
         f"{len(mels)} utterances of {len(set(talkers))} talkers, {sum(map(len, mels)) / 180000:.1f} h",
         flush=True,
     )
-    network = train_voices(mels, talkers, options.minutes)
+    start = read_voice_network(options.start) if options.start else None
+    network = train_voices(mels, talkers, options.minutes, network=start)
     weights = {
         name: value.half().contiguous()
         for name, value in network.state_dict().items()
