@@ -19,7 +19,7 @@ from flasepformer.errors import InputError
 from flasepformer.inference.chunks import match_tracks
 from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK
 from flasepformer.inference.live_levels import MEMORY_SECONDS, PastGain, PastLevel, ramp
-from flasepformer.layers import Moments
+from flasepformer.layers import Layer, Moments
 from flasepformer.models import SeparationNetwork
 from flasepformer.ops import KeyValueSums
 from flasepformer.running import Following
@@ -108,10 +108,19 @@ class CausalEngine(Engine):
         device: Where it is.
         levels: Bring the stream to the level that the model knows, and the tracks back so that they explain
             it; without, the network hears what comes.
+        layers: Prepared layers of the model, for all its streams; see `SeparationNetwork.step`.
     """
 
-    def __init__(self, model: SeparationNetwork, device: torch.device, *, levels: bool = True) -> None:
+    def __init__(
+        self,
+        model: SeparationNetwork,
+        device: torch.device,
+        *,
+        levels: bool = True,
+        layers: dict[str, Layer] | None = None,
+    ) -> None:
         super().__init__(model, device)
+        self._layers: dict[str, Layer] = {} if layers is None else layers
         self.step = model.hop_length * model.frames_per_step
         self.lag = model.lag
         self.delay = self.step + self.lag
@@ -143,12 +152,16 @@ class CausalEngine(Engine):
         heard = [engine._take(n_steps * engine.step) for engine in engines]
         mixtures = torch.from_numpy(np.stack([levelled for levelled, _ in heard])).to(first.device)
         states = [engine._model_state for engine in engines]
-        state = {name: torch.cat([each[name] for each in states]) for name in states[0]}
-        estimates, state = first.model.step(mixtures, state)
-        parts = {name: value.chunk(len(engines)) for name, value in state.items()}
-        for index, (engine, (_, stretch)) in enumerate(zip(engines, heard, strict=True)):
-            engine._model_state = {name: part[index].clone() for name, part in parts.items()}
-            engine._give(estimates[index].float().cpu().numpy(), stretch)
+        if len(states) > 1:
+            states = [{name: torch.cat([each[name] for each in states]) for name in states[0]}]
+        estimates, state = first.model.step(mixtures, states[0], first._layers)
+        states = [state]
+        if len(engines) > 1:
+            parts = {name: value.chunk(len(engines)) for name, value in state.items()}
+            states = [{name: part[i].clone() for name, part in parts.items()} for i in range(len(engines))]
+        for engine, own, tracks, (_, stretch) in zip(engines, states, estimates, heard, strict=True):
+            engine._model_state = own
+            engine._give(tracks.float().cpu().numpy(), stretch)
 
     def _take(self, n: int) -> tuple[Samples, Samples]:
         """Take n samples; return what the model hears, and the samples and their levels that come out now."""

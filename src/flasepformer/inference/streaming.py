@@ -1,5 +1,6 @@
 """Separate a stream while it comes: samples in, and whatever is ready of every talker's track out."""
 
+import copy
 import json
 from collections.abc import Sequence
 from math import gcd
@@ -19,6 +20,7 @@ from flasepformer.errors import FlasepformerError, InputError
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.engines import CausalEngine, Engine, FollowingEngine, Samples, State
 from flasepformer.inference.identity import weights_digest
+from flasepformer.layers import Layer
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 DEFAULT_DELAY_SECONDS = 0.5
@@ -100,6 +102,7 @@ class StreamingSeparator:
         self._options: dict[str, Any] = {"delay": delay, "levels": levels}
         self._info = info
         self._digest: str | None = None
+        self._layers: dict[str, Layer] = {}
         self.reset()
 
     @classmethod
@@ -126,8 +129,8 @@ class StreamingSeparator:
 
     def beside(self) -> "StreamingSeparator":
         """Return a separator with the same model and options for another stream; see `feed_together`."""
-        other = type(self)(self.model, self.sample_rate, self.device, info=self._info, **self._options)
-        other._digest = self._digest
+        other = copy.copy(self)
+        other.reset()
         return other
 
     def warm_up(self) -> None:
@@ -141,7 +144,9 @@ class StreamingSeparator:
         model, delay = self.model, self._options["delay"]
         self._engine: Engine
         if model.causal:
-            self._engine = CausalEngine(model, self.device, levels=self._options["levels"])
+            self._engine = CausalEngine(
+                model, self.device, levels=self._options["levels"], layers=self._layers
+            )
             own = self._engine.delay / model.sample_rate
             if delay is not None and delay < own:
                 raise InputError(f"delay must be at least {own:g} s for this model, got {delay:g}")

@@ -83,18 +83,26 @@ class Live(Whole):
 
     Args:
         state: What to go on from: `state` of the step before. Empty at the beginning.
+        layers: Prepared layers by the place in the score, to be used again: the first step fills it. Without
+            it, layers are played as they are.
     """
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
+    def __init__(self, state: dict[str, Tensor], layers: dict[str, Layer] | None = None) -> None:
+        super().__init__(prepared=layers is not None)
         self.state = dict(state)
         """Everything that the next step needs, by the place in the score; the first axis is the batch."""
+        self._layers = layers
         self._n_calls = 0
 
     def through(self, x: Tensor, *layers: Layer) -> Tensor:
         for layer in layers:
             self._n_calls += 1
-            x = layer(x, Carry(self.state, str(self._n_calls)))
+            place = str(self._n_calls)
+            player = layer if self._layers is None else self._layers.get(place)
+            if player is None:
+                assert self._layers is not None
+                player = self._layers[place] = layer.prepared()
+            x = player(x, Carry(self.state, place))
         return x
 
     def fill(self, x: Tensor, multiple: int) -> Tensor:
