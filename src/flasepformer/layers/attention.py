@@ -173,7 +173,7 @@ class FocusedLinearAttention(nn.Module):
         return self.output(attended.to(projected.dtype))
 
     def _raise(self, u: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u^p (batch, frames, ..., channels), and what gives it the length of u (batch, frames, ..., 1)."""
+        """Return u^p (..., channels), and what gives it the length of u (..., 1)."""
         u = torch.addcmul(RELU_FLOOR * sharpness, F.relu(widen(u)), sharpness)
         if self.power == 1:
             return u, u.new_ones(()).expand(*u.shape[:-1], 1)
@@ -234,9 +234,7 @@ class GatedResidualAttention(GlobalLayer):
         assert isinstance(norm, FrameNorm)
         assert isinstance(linear, nn.Linear)
         weight, bias = norm.into(linear.weight, linear.bias)
-        return replace(
-            folded, weight=torch.cat([folded.weight, weight]), bias=torch.cat([folded.bias, bias])
-        )
+        return replace(folded, weight=torch.cat([folded.weight, weight]), bias=torch.cat([folded.bias, bias]))
 
     def summarize(self, x: Tensor) -> KeyValueSums:
         return self.attention.summarize(self.norm.plain(x), self.folded())[0]

@@ -99,10 +99,13 @@ class DepthwiseConv(Layer):
         self.bias = nn.Parameter(torch.empty(n_channels).uniform_(-bound, bound))
 
     def fold(self) -> Weights:
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if self.n_repeats > 1:
             weight, bias = weight.repeat(self.n_repeats, 1, 1), bias.repeat(self.n_repeats)
-        return weight.movedim(-1, 0).contiguous().movedim(0, -1), bias  # channels last, as the frames have them
+        return weight.movedim(-1, 0).contiguous().movedim(
+            0, -1
+        ), bias  # channels last, as the frames have them
 
     def forward(self, x: Tensor, carry: Carry | None = None, weights: Weights | None = None) -> Tensor:
         """Apply the layer, with what `fold` gives if it is known."""

@@ -156,7 +156,9 @@ class GlobalNorm(GlobalLayer):
             carry.save("sums", total[:, -1].clone())
         mean, square = (total[..., :2] / total[..., 2:]).split(1, -1)
         scale = torch.rsqrt(torch.addcmul(square, mean, mean, value=-1).clamp_min_(0) + self.eps)
-        scale, shift = (t.view(*t.shape[:2], *[1] * (x.ndim - 2)).to(wide.dtype) for t in (scale, -mean * scale))
+        scale, shift = (
+            t.view(*t.shape[:2], *[1] * (x.ndim - 2)).to(wide.dtype) for t in (scale, -mean * scale)
+        )
         plain = torch.addcmul(shift, _at_least_float32(x), scale)
         return torch.addcmul(self.bias, plain, self.weight).to(x.dtype)
 

@@ -281,8 +281,8 @@ class SeparationNetwork(nn.Module, ABC):
             samples: (batch, time), a multiple of `frames_per_step` hops.
             state: What the step before returned; empty at the beginning. The first axis of every tensor in it
                 is the batch, or a multiple of it.
-            layers: Keeps what is computed of the weights alone, for all steps to come; empty at first. Without
-                gradients, and as long as the weights are what they are.
+            layers: Keeps what the weights alone come to, for all steps that follow; empty at first. Without
+                gradients, and as long as the weights stay as they are.
 
         Returns:
             Estimates (batch, source, time) of the samples `lag` samples earlier, and the state.

@@ -512,7 +512,7 @@ class ConvLocalAttention(Layer):
 
     def fold(self) -> tuple[Weights, Weights, Weights, Weights]:
         gate = self.norm.into(self.gate.weight, self.gate.bias)
-        expand = self.expand.weight, self.expand.bias
+        expand: Weights = (self.expand.weight, self.expand.bias)
         if not self.training:
             expand = self.batch_norm.into(*expand)
         return gate, self.convolution.fold(), expand, self.scale.into(self.contract)
