@@ -44,13 +44,22 @@ SURE_MARGIN = 0.05
 
 
 class Engine(ABC):
-    """Separates one stream, (time,) in, (source, time) out, at the model's rate."""
+    """Separates one stream, (time,) in, (source, time) out, at the model's rate.
+
+    Args:
+        model: In eval mode; its weights stay as they are.
+        device: Where it is.
+        layers: Its prepared layers, for all its streams, filled by the first; see `running.Whole`.
+    """
 
     delay: int
     """Samples that a track lags behind the stream, at most."""
 
-    def __init__(self, model: SeparationNetwork, device: torch.device) -> None:
+    def __init__(
+        self, model: SeparationNetwork, device: torch.device, layers: dict[str, Layer] | None = None
+    ) -> None:
         self.model, self.device = model, device
+        self._layers: dict[str, Layer] = {} if layers is None else layers
         self.pending = np.zeros(0, np.float32)
         """Samples that are still needed."""
         self.n_in = 0
@@ -108,7 +117,7 @@ class CausalEngine(Engine):
         device: Where it is.
         levels: Bring the stream to the level that the model knows, and the tracks back so that they explain
             it; without, the network hears what comes.
-        layers: Prepared layers of the model, for all its streams; see `SeparationNetwork.step`.
+        layers: See `Engine`.
     """
 
     def __init__(
@@ -119,8 +128,7 @@ class CausalEngine(Engine):
         levels: bool = True,
         layers: dict[str, Layer] | None = None,
     ) -> None:
-        super().__init__(model, device)
-        self._layers: dict[str, Layer] = {} if layers is None else layers
+        super().__init__(model, device, layers)
         self.step = model.hop_length * model.frames_per_step
         self.lag = model.lag
         self.delay = self.step + self.lag
@@ -229,6 +237,7 @@ class FollowingEngine(Engine):
         window_seconds: What is separated each time.
         hop_seconds: How much further it moves each time; about half the delay by default.
         keeps_sums: Whether the past is kept.
+        layers: See `Engine`.
     """
 
     def __init__(
@@ -240,8 +249,9 @@ class FollowingEngine(Engine):
         window_seconds: float = WINDOW_SECONDS,
         hop_seconds: float | None = None,
         keeps_sums: bool = True,
+        layers: dict[str, Layer] | None = None,
     ) -> None:
-        super().__init__(model, device)
+        super().__init__(model, device, layers)
         rate, self.block = model.sample_rate, model.hop_length * model.frames_per_step
         self.beyond = model.window_length - model.hop_length
         self.fade = round(FADE_SECONDS * rate)
@@ -315,7 +325,7 @@ class FollowingEngine(Engine):
         )
         if full and self.keeps_sums and not self._past:  # the first that leave are all that were known
             n_known, n_leaving = 0, n_leaving + n_known
-        run = Following(self._past, n_frames, n_known, n_leaving)
+        run = Following(self._past, n_frames, n_known, n_leaving, self._layers)
         scale = level if model.normalizes else level / MODEL_RMS
         estimates = model.core(torch.from_numpy(heard / np.float32(scale))[None].to(self.device), run)
         self._past = {place: summary.faded(self._keep) for place, summary in run.left.items()}

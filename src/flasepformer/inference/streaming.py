@@ -63,7 +63,7 @@ class StreamingSeparator:
     The tracks do not depend on how the stream is cut. Their state is bounded, see `state_bytes`.
 
     Args:
-        model: A network of `flasepformer.models`; it is put in eval mode.
+        model: A network of `flasepformer.models`; it is put in eval mode, and its weights have to stay.
         sample_rate: Of the stream and of its tracks, in Hz; the model's by default.
         device: See `pick_device`.
         delay: Seconds that the tracks may lag behind, resampling not counted. A model that hears the future
@@ -152,7 +152,7 @@ class StreamingSeparator:
                 raise InputError(f"delay must be at least {own:g} s for this model, got {delay:g}")
         else:
             seconds = DEFAULT_DELAY_SECONDS if delay is None else delay
-            self._engine = FollowingEngine(model, self.device, delay_seconds=seconds)
+            self._engine = FollowingEngine(model, self.device, delay_seconds=seconds, layers=self._layers)
         self._down = LiveResampler(self.sample_rate, model.sample_rate)
         self._up = LiveResampler(model.sample_rate, self.sample_rate, self.n_sources)
         self._n_in = self._n_out = 0
