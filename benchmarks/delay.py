@@ -6,8 +6,8 @@ Usage: python benchmarks/delay.py --speech MANIFEST.csv [--out delay.csv] [--pic
 
 Talks are conversations of 5 minutes in which people interrupt each other, as `flasepformer measure` makes
 them, for the share of the talking time on the wrong track. A way is a model and how it follows; a model alone
-hears everything, or is played live if it is causal. CPU time of this process over the length of the recordings
-is the real-time factor.
+hears everything, or is played live if it is causal. CPU time over the length of the recordings is the
+real-time factor.
 """
 
 import argparse

@@ -125,6 +125,7 @@ class GlobalNorm(GlobalLayer):
         self.eps = eps
         self.causal = causal
         self.decay = decay
+        self._faded: dict[float, GlobalNorm] = {}
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
@@ -132,9 +133,11 @@ class GlobalNorm(GlobalLayer):
         """Return the same norm for frames of another length, with their decay."""
         if decay == self.decay:
             return self
-        norm = copy.copy(self)
-        norm.decay = decay
-        return norm
+        if decay not in self._faded:
+            norm = copy.copy(self)
+            norm.decay = decay
+            self._faded[decay] = norm
+        return self._faded[decay]
 
     def summarize(self, x: Tensor) -> Moments:
         return Moments.of(x)

@@ -487,8 +487,8 @@ class GatedConvFeedForward(Layer):
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         expand, convolution, contract = self.folded()
         expanded = F.linear(self.norm.plain(x), *expand)
-        hidden = self.dropout(F.glu(self.convolution(expanded, carry, convolution)))
-        return x + self.dropout(F.linear(hidden, *contract)).to(x.dtype)
+        hidden = dropped(F.glu(self.convolution(expanded, carry, convolution)), self.dropout)
+        return x + dropped(F.linear(hidden, *contract), self.dropout).to(x.dtype)
 
 
 class ConvLocalAttention(Layer):
@@ -523,7 +523,7 @@ class ConvLocalAttention(Layer):
         expanded = F.linear(local, *expand)
         if self.training:
             expanded = self.batch_norm(expanded)
-        return x + self.dropout(F.linear(F.gelu(expanded), *contract)).to(x.dtype)
+        return x + dropped(F.linear(F.gelu(expanded), *contract), self.dropout).to(x.dtype)
 
 
 class TalkerAttention(Layer):
@@ -568,7 +568,7 @@ class TalkerAttention(Layer):
             weights = self.dropout(scores.softmax(dim=2))
             attended = (weights.unsqueeze(-1) * value.unsqueeze(1)).sum(2)
         attended = attended.flatten(0, 1).flatten(-2)
-        return x + self.dropout(F.linear(attended, *output)).to(x.dtype)
+        return x + dropped(F.linear(attended, *output), self.dropout).to(x.dtype)
 
 
 class SourceSplit(Layer):
@@ -711,6 +711,11 @@ class LayerScale(nn.Module):
     def into(self, linear: nn.Linear) -> Weights:
         """Return weight and bias of a projection that is scaled afterwards."""
         return linear.weight * self.scale.unsqueeze(-1), linear.bias * self.scale
+
+
+def dropped(x: Tensor, dropout: nn.Dropout) -> Tensor:
+    """Apply a dropout if it does anything; to call it for nothing takes longer than to add up two frames."""
+    return dropout(x) if is_dropping(dropout) else x
 
 
 def is_dropping(dropout: nn.Dropout) -> bool:
