@@ -1,14 +1,18 @@
 """Quality of live separation against its delay, one row for each way of following.
 
 Usage: python benchmarks/delay.py --speech MANIFEST.csv [--out delay.csv] [--picture delay.png]
-           [--mixtures 50] [--conversations 10] [--ways MODEL[:delay=0.5[,hop=0.25][,window=4][,sums=no]] ...]
+           [--mixtures 50] [--conversations 10] [--talks 4]
+           [--ways MODEL[:delay=0.5[,hop=0.25][,window=4][,sums=no]] ...]
 
-A way is a model and how it follows; a model alone hears everything, or is played live if it is causal. CPU
-time of this process over the length of the recordings is the real-time factor.
+Talks are conversations of 5 minutes in which people interrupt each other, as `flasepformer measure` makes
+them, for the share of the talking time on the wrong track. A way is a model and how it follows; a model alone
+hears everything, or is played live if it is causal. CPU time over the length of the recordings is the
+real-time factor.
 """
 
 import argparse
 import csv
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +22,10 @@ import numpy as np
 import torch
 
 from flasepformer.data import DynamicMixing, DynamicMixingConfig, SpeechStore, TurnTaking, read_utterances
+from flasepformer.evaluation import MeasuredSpeech
 from flasepformer.inference.engines import CausalEngine, FollowingEngine
 from flasepformer.inference.levels import MODEL_RMS
-from flasepformer.metrics import best_permutation, pairwise, si_snr, wrong_turns
+from flasepformer.metrics import best_permutation, pairwise, si_snr, talker_confusion, wrong_turns
 from flasepformer.models import load_model
 
 WAYS = [
@@ -28,6 +33,9 @@ WAYS = [
     "default:delay=0.5,sums=no",
     "default:delay=0.5,hop=0.128", "default:delay=0.5,hop=0.384", "default:delay=0.5,window=8",
     "default:delay=0.5,window=2",
+]  # fmt: skip
+COLUMNS = [
+    "way", "delay_seconds", "si_snr_improvement_db", "wrong_turns", "turns", "wrong_time_percent", "cpu_rtf",
 ]  # fmt: skip
 
 
@@ -63,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mixtures", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=8.0, help="of a mixture")
     parser.add_argument("--conversations", type=int, default=10)
+    parser.add_argument("--talks", type=int, default=4, help="conversations of 5 minutes")
     parser.add_argument("--ways", nargs="+", default=WAYS)
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--out", type=Path, default=Path("delay.csv"))
@@ -74,9 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = DynamicMixing(store, mixing, 1)
     mixtures = [examples.example(index) for index in range(options.mixtures)]
     conversations = TurnTaking(store, options.conversations)
-    with options.out.open("w", newline="") as file:
+    measured = MeasuredSpeech(options.speech, options.split, conversation_seconds=300.0)
+    with options.out.open("w", newline="") as file, tempfile.TemporaryDirectory() as folder:
+        talks = (
+            measured.mixtures("conversations", options.talks, 8000, Path(folder))[0] if options.talks else []
+        )
         rows = csv.writer(file)
-        rows.writerow(["way", "delay_seconds", "si_snr_improvement_db", "wrong_turns", "turns", "cpu_rtf"])
+        rows.writerow(COLUMNS)
         for way in options.ways:
             name, _, rest = way.partition(":")
             choices = dict(part.split("=", 1) for part in rest.split(",") if part)
@@ -96,8 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     wrong += wrong_turns(torch.from_numpy(tracks), item.turns)
                     n_turns += len(item.turns)
                     seconds += len(item.mixture) / 8000
+                confused = []
+                for index in range(options.talks):
+                    item = talks[index]
+                    tracks, delay = separate(model, choices, item.mixture.numpy())
+                    share = talker_confusion(torch.from_numpy(tracks).float(), item.sources, 8000)
+                    confused.append(100 * float(share))
+                    print(way, f"talk {index}: {confused[-1]:.1f} %", flush=True)
+                    seconds += len(item.mixture) / 8000
             factor = (time.process_time() - began) / seconds
-            row = [way, f"{delay:.3f}", f"{np.mean(gains):.2f}", wrong, n_turns, f"{factor:.4f}"]
+            row = [way, f"{delay:.3f}", _mean(gains, 2), wrong, n_turns, _mean(confused, 1), f"{factor:.4f}"]
             print(*row, flush=True)
             rows.writerow(row)
             file.flush()
@@ -105,8 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw(options.out, options.picture)
 
 
+def _mean(values: Sequence[float], n_digits: int) -> str:
+    return f"{np.mean(values):.{n_digits}f}" if values else ""
+
+
 def draw(table: Path, picture: Path) -> None:
-    """Draw the SI-SNRi of every way against its delay, and what the whole recording gives."""
+    """Draw SI-SNRi and time on the wrong track of every way against its delay, and of the whole recording."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,31 +139,32 @@ def draw(table: Path, picture: Path) -> None:
 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    known = {"default": "the default model, whole", "default-live": "the causal model"}
-    for row in rows:
-        delay, gain = float(row["delay_seconds"]), float(row["si_snr_improvement_db"])
-        name, _, choice = row["way"].partition(":")
-        if np.isnan(delay):
-            axes.axhline(gain, color="gray", linestyle="--", label=known.get(name, name))
-        elif not choice:
-            axes.plot(delay, gain, "o", color="tab:red", label=known.get(name, name))
-    following = [
-        (float(row["delay_seconds"]), float(row["si_snr_improvement_db"]))
-        for row in rows
-        if row["way"].startswith("default:delay=") and "," not in row["way"]
-    ]
-    if following:
-        axes.plot(
-            *zip(*sorted(following), strict=True),
-            "s-",
-            color="tab:blue",
-            label="the default model, following",
-        )
-    axes.set(xscale="log", xlabel="delay in seconds", ylabel="SI-SNRi in dB")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture, dpi=120)
+    shown = {
+        "si_snr_improvement_db": "SI-SNRi in dB",
+        "wrong_time_percent": "talking time on the wrong track in %",
+    }
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axes, (column, label) in zip(panels, shown.items(), strict=True):
+        following = []
+        for row in rows:
+            if not row[column]:
+                continue
+            delay, value = float(row["delay_seconds"]), float(row[column])
+            name, _, choice = row["way"].partition(":")
+            if np.isnan(delay):
+                axes.axhline(value, color="gray", linestyle="--", label=f"{name}, whole")
+            elif not choice:
+                axes.plot(delay, value, "o", color="tab:red", label=f"{name}, causal")
+            elif "," not in choice:
+                following.append((delay, value))
+        if following:
+            axes.plot(
+                *zip(*sorted(following), strict=True), "s-", color="tab:blue", label="default, following"
+            )
+        axes.set(xscale="log", xlabel="delay in seconds", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":

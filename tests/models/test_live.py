@@ -6,8 +6,9 @@ import pytest
 import torch
 from tests.models.conftest import tiny_config
 from tests.models.test_tflocoformer import tiny_config as tiny_tf_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from flasepformer.models import SepReformer, TFLocoformer
+from flasepformer.models import SepReformer, TFLocoformer, load_model
 
 NETWORKS = {
     "FLA-SepReformer": lambda: SepReformer(tiny_config(causal=True, layer_scale=0.5)),
@@ -51,20 +52,21 @@ def assert_same(estimates, expected):
     assert (estimates - expected).square().mean() < (1e-5 * expected.square().mean().sqrt()) ** 2
 
 
-def play(network, mixture, n_steps, state=None):
+def play(network, mixture, n_steps, state=None, layers=None):
     """Play a mixture live, so many steps at a time; return all estimates and the state."""
     state, played = state or {}, []
     with torch.no_grad():
         for block in mixture.split(n_steps * step_length(network), dim=1):
-            estimates, state = network.step(block, state)
+            estimates, state = network.step(block, state, layers)
             played.append(estimates)
     return torch.cat(played, dim=-1), state
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 3])
-def test_steps_of_any_size_are_the_whole(network, n_steps):
+def test_steps_of_any_size_are_the_whole(network, n_steps, prepared):
     mixture = torch.randn(2, 15 * step_length(network))
-    played, _ = play(network, mixture, n_steps)
+    played, _ = play(network, mixture, n_steps, layers={} if prepared else None)
     whole = network(mixture).detach()
     assert_same(played[..., network.lag :], whole[..., : whole.shape[-1] - network.lag])
 
@@ -147,6 +149,32 @@ def test_the_step_can_be_exported_with_its_state(network):
         estimates, state = network.step(second, state)
     assert_same(exported, estimates)
     assert exported_state.keys() == state.keys()
+
+
+class Computations(TorchDispatchMode):
+    """Counts what is computed; another view of the same numbers is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        aliases = [result.alias_info for result in function._schema.returns]
+        self.n += not any(alias is not None and not alias.is_write for alias in aliases)
+        return function(*arguments, **(options or {}))
+
+
+def test_a_step_of_the_live_model_is_few_computations():
+    network, state, layers = load_model("default-live").eval(), {}, {}
+    samples = torch.randn(2, 1, step_length(network))
+    with torch.no_grad():
+        _, state = network.step(samples[0], state, layers)
+        with Computations() as whole:
+            network.step(samples[1], state)
+        with Computations() as step:
+            network.step(samples[1], state, layers)
+    assert step.n <= 600
+    assert whole.n >= step.n + 200  # what the weights alone come to is computed once
 
 
 def test_what_is_no_whole_step_is_refused(network):

@@ -19,7 +19,7 @@ from flasepformer.errors import InputError
 from flasepformer.inference.chunks import match_tracks
 from flasepformer.inference.levels import MODEL_RMS, SILENCE_PEAK
 from flasepformer.inference.live_levels import MEMORY_SECONDS, PastGain, PastLevel, ramp
-from flasepformer.layers import Moments
+from flasepformer.layers import Layer, Moments
 from flasepformer.models import SeparationNetwork
 from flasepformer.ops import KeyValueSums
 from flasepformer.running import Following
@@ -44,13 +44,22 @@ SURE_MARGIN = 0.05
 
 
 class Engine(ABC):
-    """Separates one stream, (time,) in, (source, time) out, at the model's rate."""
+    """Separates one stream, (time,) in, (source, time) out, at the model's rate.
+
+    Args:
+        model: In eval mode; its weights stay as they are.
+        device: Where it is.
+        layers: Its prepared layers, for all its streams, filled by the first; see `running.Whole`.
+    """
 
     delay: int
     """Samples that a track lags behind the stream, at most."""
 
-    def __init__(self, model: SeparationNetwork, device: torch.device) -> None:
+    def __init__(
+        self, model: SeparationNetwork, device: torch.device, layers: dict[str, Layer] | None = None
+    ) -> None:
         self.model, self.device = model, device
+        self._layers: dict[str, Layer] = {} if layers is None else layers
         self.pending = np.zeros(0, np.float32)
         """Samples that are still needed."""
         self.n_in = 0
@@ -108,10 +117,18 @@ class CausalEngine(Engine):
         device: Where it is.
         levels: Bring the stream to the level that the model knows, and the tracks back so that they explain
             it; without, the network hears what comes.
+        layers: See `Engine`.
     """
 
-    def __init__(self, model: SeparationNetwork, device: torch.device, *, levels: bool = True) -> None:
-        super().__init__(model, device)
+    def __init__(
+        self,
+        model: SeparationNetwork,
+        device: torch.device,
+        *,
+        levels: bool = True,
+        layers: dict[str, Layer] | None = None,
+    ) -> None:
+        super().__init__(model, device, layers)
         self.step = model.hop_length * model.frames_per_step
         self.lag = model.lag
         self.delay = self.step + self.lag
@@ -143,12 +160,16 @@ class CausalEngine(Engine):
         heard = [engine._take(n_steps * engine.step) for engine in engines]
         mixtures = torch.from_numpy(np.stack([levelled for levelled, _ in heard])).to(first.device)
         states = [engine._model_state for engine in engines]
-        state = {name: torch.cat([each[name] for each in states]) for name in states[0]}
-        estimates, state = first.model.step(mixtures, state)
-        parts = {name: value.chunk(len(engines)) for name, value in state.items()}
-        for index, (engine, (_, stretch)) in enumerate(zip(engines, heard, strict=True)):
-            engine._model_state = {name: part[index].clone() for name, part in parts.items()}
-            engine._give(estimates[index].float().cpu().numpy(), stretch)
+        if len(states) > 1:
+            states = [{name: torch.cat([each[name] for each in states]) for name in states[0]}]
+        estimates, state = first.model.step(mixtures, states[0], first._layers)
+        states = [state]
+        if len(engines) > 1:
+            parts = {name: value.chunk(len(engines)) for name, value in state.items()}
+            states = [{name: part[i].clone() for name, part in parts.items()} for i in range(len(engines))]
+        for engine, own, tracks, (_, stretch) in zip(engines, states, estimates, heard, strict=True):
+            engine._model_state = own
+            engine._give(tracks.float().cpu().numpy(), stretch)
 
     def _take(self, n: int) -> tuple[Samples, Samples]:
         """Take n samples; return what the model hears, and the samples and their levels that come out now."""
@@ -216,6 +237,7 @@ class FollowingEngine(Engine):
         window_seconds: What is separated each time.
         hop_seconds: How much further it moves each time; about half the delay by default.
         keeps_sums: Whether the past is kept.
+        layers: See `Engine`.
     """
 
     def __init__(
@@ -227,8 +249,9 @@ class FollowingEngine(Engine):
         window_seconds: float = WINDOW_SECONDS,
         hop_seconds: float | None = None,
         keeps_sums: bool = True,
+        layers: dict[str, Layer] | None = None,
     ) -> None:
-        super().__init__(model, device)
+        super().__init__(model, device, layers)
         rate, self.block = model.sample_rate, model.hop_length * model.frames_per_step
         self.beyond = model.window_length - model.hop_length
         self.fade = round(FADE_SECONDS * rate)
@@ -302,7 +325,7 @@ class FollowingEngine(Engine):
         )
         if full and self.keeps_sums and not self._past:  # the first that leave are all that were known
             n_known, n_leaving = 0, n_leaving + n_known
-        run = Following(self._past, n_frames, n_known, n_leaving)
+        run = Following(self._past, n_frames, n_known, n_leaving, self._layers)
         scale = level if model.normalizes else level / MODEL_RMS
         estimates = model.core(torch.from_numpy(heard / np.float32(scale))[None].to(self.device), run)
         self._past = {place: summary.faded(self._keep) for place, summary in run.left.items()}

@@ -1,5 +1,6 @@
 """Separate a stream while it comes: samples in, and whatever is ready of every talker's track out."""
 
+import copy
 import json
 from collections.abc import Sequence
 from math import gcd
@@ -19,6 +20,7 @@ from flasepformer.errors import FlasepformerError, InputError
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.engines import CausalEngine, Engine, FollowingEngine, Samples, State
 from flasepformer.inference.identity import weights_digest
+from flasepformer.layers import Layer
 from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 DEFAULT_DELAY_SECONDS = 0.5
@@ -61,7 +63,7 @@ class StreamingSeparator:
     The tracks do not depend on how the stream is cut. Their state is bounded, see `state_bytes`.
 
     Args:
-        model: A network of `flasepformer.models`; it is put in eval mode.
+        model: A network of `flasepformer.models`; it is put in eval mode, and its weights have to stay.
         sample_rate: Of the stream and of its tracks, in Hz; the model's by default.
         device: See `pick_device`.
         delay: Seconds that the tracks may lag behind, resampling not counted. A model that hears the future
@@ -100,6 +102,7 @@ class StreamingSeparator:
         self._options: dict[str, Any] = {"delay": delay, "levels": levels}
         self._info = info
         self._digest: str | None = None
+        self._layers: dict[str, Layer] = {}
         self.reset()
 
     @classmethod
@@ -126,8 +129,8 @@ class StreamingSeparator:
 
     def beside(self) -> "StreamingSeparator":
         """Return a separator with the same model and options for another stream; see `feed_together`."""
-        other = type(self)(self.model, self.sample_rate, self.device, info=self._info, **self._options)
-        other._digest = self._digest
+        other = copy.copy(self)
+        other.reset()
         return other
 
     def warm_up(self) -> None:
@@ -141,13 +144,15 @@ class StreamingSeparator:
         model, delay = self.model, self._options["delay"]
         self._engine: Engine
         if model.causal:
-            self._engine = CausalEngine(model, self.device, levels=self._options["levels"])
+            self._engine = CausalEngine(
+                model, self.device, levels=self._options["levels"], layers=self._layers
+            )
             own = self._engine.delay / model.sample_rate
             if delay is not None and delay < own:
                 raise InputError(f"delay must be at least {own:g} s for this model, got {delay:g}")
         else:
             seconds = DEFAULT_DELAY_SECONDS if delay is None else delay
-            self._engine = FollowingEngine(model, self.device, delay_seconds=seconds)
+            self._engine = FollowingEngine(model, self.device, delay_seconds=seconds, layers=self._layers)
         self._down = LiveResampler(self.sample_rate, model.sample_rate)
         self._up = LiveResampler(model.sample_rate, self.sample_rate, self.n_sources)
         self._n_in = self._n_out = 0

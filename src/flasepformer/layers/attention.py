@@ -3,15 +3,15 @@
 Reference: Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn import functional as F
 
-from flasepformer.layers.convolution import DepthwiseConv
+from flasepformer.layers.convolution import DepthwiseConv, Weights
 from flasepformer.layers.layer import Carry, Given, GlobalLayer
 from flasepformer.layers.norms import FrameNorm
 from flasepformer.ops import KeyValueSums, causal_linear_attention, key_value_sums
@@ -22,6 +22,24 @@ RELU_FLOOR = 1e-6
 
 BLOCK_DIAGONAL_CHANNELS = 128
 """Up to so many channels, one product with all heads in a block-diagonal matrix beats one for each head."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What the weights of an attention come to, with the gain of the norm before it."""
+
+    weight: Tensor
+    """For queries, keys, values and, if there is one, the gate: (3 or 4 channels, channels)."""
+    bias: Tensor
+    sharpness: Tensor
+    """What queries and keys are multiplied with before they are raised, twice over."""
+    convolution: Weights | None
+    """Of the values."""
+
+    def of(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Project to some of queries (0), keys (1), values (2) and gate (3), side by side."""
+        n = self.weight.shape[1]
+        return F.linear(x, self.weight[first * n : last * n], self.bias[first * n : last * n])
 
 
 class FocusedLinearAttention(nn.Module):
@@ -76,31 +94,39 @@ class FocusedLinearAttention(nn.Module):
         """Frames that the convolution of the values looks at beside its own."""
         return 0 if self.value_conv is None else self.value_conv.halo
 
-    def forward(self, x: Tensor, norm: FrameNorm | None = None) -> Tensor:
-        sums, values = self.summarize(x, norm)
-        return self.given(sums, norm)(x, values)
+    def fold(self, norm: FrameNorm | None = None) -> Projections:
+        """Return what the weights come to for frames that lack the gain of `norm`."""
+        weight = torch.cat([self.query.weight, self.key_value.weight])
+        bias = torch.cat([self.query.bias, self.key_value.bias])
+        if norm is not None:
+            weight, bias = norm.into(weight, bias)
+        sharpness = widen(1 / F.softplus(self.scale)).repeat(1, 1, 2)
+        convolution = None if self.value_conv is None else self.value_conv.fold()
+        return Projections(weight, bias, sharpness, convolution)
 
-    def summarize(self, x: Tensor, norm: FrameNorm | None = None) -> tuple[KeyValueSums, Tensor]:
-        """Return sums over frames (batch, frames, channels), which lack the gain of `norm`, and values."""
-        sharpness = self._sharpness()
-        _, key, value = self._projections(norm)
-        raised, ratio = self._raise(F.linear(x, *key), sharpness)
-        keys, values = raised * ratio, F.linear(x, *value)
-        return key_value_sums(self._split_heads(keys), self._split_heads(values)), values
+    def forward(self, x: Tensor) -> Tensor:
+        folded = self.fold()
+        sums, values = self.summarize(x, folded)
+        return self.given(sums, folded)(x, values)
+
+    def summarize(self, x: Tensor, folded: Projections) -> tuple[KeyValueSums, Tensor]:
+        """Return sums over frames (batch, frames, channels), and values."""
+        key, values = folded.of(x, 1, 3).chunk(2, -1)
+        raised, ratio = self._raise(key, folded.sharpness[..., : x.shape[-1]])
+        return key_value_sums(self._split_heads(raised * ratio), self._split_heads(values)), values
 
     def given(
-        self, sums: KeyValueSums, norm: FrameNorm | None = None, dense: bool = False
+        self, sums: KeyValueSums, folded: Projections, dense: bool = False
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """Return the attention to all frames that the sums are of: of frames and, if known, their values.
 
         Args:
             sums: Of all frames.
-            norm: Whose gain the frames lack.
+            folded: See `fold`.
             dense: Attend with all heads in one block-diagonal matrix: more multiplications in less time.
         """
         context, key = sums.context / sums.count, (sums.key / sums.count).unsqueeze(-1)
-        query, _, value = self._projections(norm)
-        sharpness = self._sharpness()
+        sharpness = folded.sharpness[..., : self.query.in_features]
         if dense:
             both = torch.cat([context, key.expand_as(context)], -1).unflatten(-1, (2, 1, -1))
             heads = torch.eye(self.n_heads, dtype=context.dtype, device=context.device)
@@ -109,7 +135,7 @@ class FocusedLinearAttention(nn.Module):
             )  # (batch, C, 2 C)
 
         def attend(x: Tensor, values: Tensor | None) -> Tensor:
-            raised, ratio = self._raise(F.linear(x, *query), sharpness)
+            raised, ratio = self._raise(folded.of(x, 0, 1), sharpness)
             if dense:
                 numerator, denominator = matmul(raised, matrix).chunk(2, dim=-1)
             else:
@@ -119,41 +145,35 @@ class FocusedLinearAttention(nn.Module):
             denominator = denominator + EPS / ratio
             if self.value_conv is None:
                 return self.output((numerator / denominator).to(x.dtype))
-            local = self.value_conv(F.linear(x, *value) if values is None else values)
+            values = folded.of(x, 2, 3) if values is None else values
+            local = self.value_conv(values, weights=folded.convolution)
             return self.output(torch.addcdiv(local.to(numerator.dtype), numerator, denominator).to(x.dtype))
 
         return attend
 
-    def step(self, x: Tensor, carry: Carry | None, norm: FrameNorm | None = None) -> Tensor:
-        """Attend to what has been: of these frames and, in a stream, of those before them."""
-        query, key, value = (F.linear(x, *projection) for projection in self._projections(norm))
-        queries, keys = (
-            self._split_heads(raised * ratio)
-            for raised, ratio in (self._raise(t, self._sharpness()) for t in (query, key))
-        )
-        values = self._split_heads(value)
+    def step(self, projected: Tensor, carry: Carry | None, folded: Projections) -> Tensor:
+        """Attend to what has been: of these frames and, in a stream, of those before them.
+
+        Args:
+            projected: Queries, keys and values side by side, (batch, frames, 3 n_channels).
+            carry: Of the stream.
+            folded: See `fold`.
+        """
+        query_key, value = projected.split((2 * self.query.in_features, self.query.in_features), -1)
+        both = query_key.unflatten(-1, (2, -1))  # a length for each
+        raised, ratio = self._raise(both, folded.sharpness.unflatten(-1, (2, -1)))
+        queries, keys = (self._split_heads(t) for t in (raised * ratio).unbind(-2))
         past = None if carry is None else carry.load("sums")
-        attended, past = causal_linear_attention(queries, keys, values, past, self.decay)
+        attended, past = causal_linear_attention(queries, keys, self._split_heads(value), past, self.decay)
         if carry is not None:
             carry.save("sums", past)
         attended = self._join_heads(attended)
         if self.value_conv is not None:
-            attended = attended + self.value_conv(value, carry)
-        return self.output(attended.to(x.dtype))
-
-    def _projections(self, norm: FrameNorm | None) -> list[tuple[Tensor, Tensor]]:
-        """Return weight and bias for queries, keys and values, with the gain of `norm`."""
-        projections = [
-            (self.query.weight, self.query.bias),
-            *zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True),
-        ]
-        return projections if norm is None else [norm.into(*projection) for projection in projections]
-
-    def _sharpness(self) -> Tensor:
-        return widen(1 / F.softplus(self.scale))
+            attended = attended + self.value_conv(value, carry, folded.convolution)
+        return self.output(attended.to(projected.dtype))
 
     def _raise(self, u: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u^p (batch, frames, channels), and what gives it the length of u (batch, frames, 1)."""
+        """Return u^p (..., channels), and what gives it the length of u (..., 1)."""
         u = torch.addcmul(RELU_FLOOR * sharpness, F.relu(widen(u)), sharpness)
         if self.power == 1:
             return u, u.new_ones(()).expand(*u.shape[:-1], 1)
@@ -205,44 +225,44 @@ class GatedResidualAttention(GlobalLayer):
         self.causal = causal
         self.halo = attention.halo
         self.repeat_input = repeat_input
-        self._dense = False
 
-    def prepared(self) -> "GatedResidualAttention":
-        layer = copy.copy(self)
-        layer._dense = self.attention.query.in_features <= BLOCK_DIAGONAL_CHANNELS
-        return layer
+    def fold(self) -> Projections:
+        folded = self.attention.fold(self.norm)
+        if self.gate is None:
+            return folded
+        norm, linear = self.gate
+        assert isinstance(norm, FrameNorm)
+        assert isinstance(linear, nn.Linear)
+        weight, bias = norm.into(linear.weight, linear.bias)
+        return replace(folded, weight=torch.cat([folded.weight, weight]), bias=torch.cat([folded.bias, bias]))
 
     def summarize(self, x: Tensor) -> KeyValueSums:
-        return self.attention.summarize(self.norm.plain(x), self.norm)[0]
+        return self.attention.summarize(self.norm.plain(x), self.folded())[0]
 
     def given(self, summary: KeyValueSums) -> Given:
-        attend = self.attention.given(summary, self.norm, self._dense)
-        add = self._adding()
+        folded = self.folded()
+        dense = self._folded is not None and self.attention.query.in_features <= BLOCK_DIAGONAL_CHANNELS
+        attend = self.attention.given(summary, folded, dense)
 
         def update(x: Tensor, first: int) -> Tensor:
             plain = self.norm.plain(x)
-            return add(x, plain, attend(plain, None))
+            gate = None if self.gate is None else folded.of(plain, 3, 4)
+            return self._add(x, attend(plain, None), gate)
 
         return update
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        plain = self.norm.plain(x)
+        folded, plain = self.folded(), self.norm.plain(x)
         if self.causal:
-            return self._adding()(x, plain, self.attention.step(plain, carry, self.norm))
-        return self._adding()(x, plain, self.attention(plain, self.norm))
+            projected = F.linear(plain, folded.weight, folded.bias)
+            gate = None if self.gate is None else projected[..., 3 * x.shape[-1] :]
+            return self._add(x, self.attention.step(projected[..., : 3 * x.shape[-1]], carry, folded), gate)
+        sums, values = self.attention.summarize(plain, folded)
+        gate = None if self.gate is None else folded.of(plain, 3, 4)
+        return self._add(x, self.attention.given(sums, folded)(plain, values), gate)
 
-    def _adding(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        gate = None
-        if self.gate is not None:
-            norm, linear = self.gate
-            assert isinstance(norm, FrameNorm)
-            assert isinstance(linear, nn.Linear)
-            gate = norm.into(linear.weight, linear.bias)
-
-        def add(x: Tensor, plain: Tensor, attended: Tensor) -> Tensor:
-            residual = x + x if self.repeat_input else x
-            if gate is None:
-                return residual + attended.to(x.dtype)
-            return torch.addcmul(residual, attended.to(x.dtype), F.linear(plain, *gate).sigmoid().to(x.dtype))
-
-        return add
+    def _add(self, x: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
+        residual = x + x if self.repeat_input else x
+        if gate is None:
+            return residual + attended.to(x.dtype)
+        return torch.addcmul(residual, attended.to(x.dtype), gate.sigmoid().to(x.dtype))

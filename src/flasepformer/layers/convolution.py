@@ -6,6 +6,12 @@ from torch.nn import functional as F
 
 from flasepformer.layers.layer import Carry, Layer
 
+FEW_PRODUCTS = 1 << 17
+"""Products up to which they are simply added up on a CPU: a convolution takes so long to begin."""
+
+Weights = tuple[Tensor, Tensor]
+"""Weight and bias."""
+
 
 def depthwise_conv(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int | None = None
@@ -28,6 +34,10 @@ def depthwise_conv(
     """
     column = torch.is_grad_enabled()
     padding = weight.shape[-1] // 2 if padding is None else padding
+    if not padding and not column and x.is_cpu and not torch.compiler.is_compiling():
+        windows = x.unfold(1, weight.shape[-1], stride).mT  # (batch, frames, kernel_size, channels)
+        if windows.numel() <= FEW_PRODUCTS:
+            return (windows * weight.squeeze(1).mT).sum(2).add_(bias)
     image = x.unsqueeze(2 if column else 1).permute(0, 3, 1, 2)  # (batch, channels, frames, 1), or swapped
     filtered = F.conv2d(
         image,
@@ -88,11 +98,18 @@ class DepthwiseConv(Layer):
         self.weight = nn.Parameter(torch.empty(n_channels, 1, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n_channels).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+    def fold(self) -> Weights:
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if self.n_repeats > 1:
             weight, bias = weight.repeat(self.n_repeats, 1, 1), bias.repeat(self.n_repeats)
+        return weight.movedim(-1, 0).contiguous().movedim(
+            0, -1
+        ), bias  # channels last, as the frames have them
+
+    def forward(self, x: Tensor, carry: Carry | None = None, weights: Weights | None = None) -> Tensor:
+        """Apply the layer, with what `fold` gives if it is known."""
+        weight, bias = weights or self.folded()
         if self.causal:
             return depthwise_conv(with_past(x, self.halo, carry), weight, bias, self.stride, padding=0)
         return depthwise_conv(x, weight, bias, self.stride)

@@ -1,8 +1,9 @@
 """What a network is made of: layers that say which frames they need, and nothing about how they are run."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,25 @@ class Layer(nn.Module):
         """Return the shape that frames (batch, frames, ...) of a shape get, but for the stride."""
         return shape
 
+    _folded: Any = None
+
+    def fold(self) -> Any:
+        """Return what the weights alone come to, for `folded`; None if there is nothing to do."""
+        return None
+
+    def folded(self) -> Any:
+        """Return what `fold` does, which is done once in a prepared layer."""
+        return self.fold() if self._folded is None else self._folded
+
     def prepared(self) -> "Layer":
         """Return the same map with all work done that needs no frames; for use without gradients."""
-        return self
+        folded = self.fold()
+        return self if folded is None else self._with(folded)
+
+    def _with(self, folded: Any) -> Self:
+        layer = copy.copy(self)
+        layer._folded = folded
+        return layer
 
 
 Given = Callable[[Tensor, int], Tensor]

@@ -125,6 +125,7 @@ class GlobalNorm(GlobalLayer):
         self.eps = eps
         self.causal = causal
         self.decay = decay
+        self._faded: dict[float, GlobalNorm] = {}
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
@@ -132,9 +133,11 @@ class GlobalNorm(GlobalLayer):
         """Return the same norm for frames of another length, with their decay."""
         if decay == self.decay:
             return self
-        norm = copy.copy(self)
-        norm.decay = decay
-        return norm
+        if decay not in self._faded:
+            norm = copy.copy(self)
+            norm.decay = decay
+            self._faded[decay] = norm
+        return self._faded[decay]
 
     def summarize(self, x: Tensor) -> Moments:
         return Moments.of(x)
@@ -148,20 +151,24 @@ class GlobalNorm(GlobalLayer):
 
     def _cumulative(self, x: Tensor, carry: Carry | None) -> Tensor:
         wide = _at_least_float32(x).flatten(2)
-        counts = wide.new_full(wide.shape[:2], wide.shape[2])
-        sums = widest(torch.stack([wide.sum(2), wide.square().sum(2), counts], 2))
+        sums = widest(torch.stack([wide.sum(2), wide.square().sum(2)], 2))
+        sums = F.pad(sums, (0, 1), value=float(wide.shape[2]))  # and how many they are
         past = None if carry is None else carry.load("sums")
         total = running_sums(sums, self.decay, past)  # (batch, frames, 3)
         if carry is not None:
             carry.save("sums", total[:, -1].clone())
-        mean, square = (total[..., :2] / total[..., 2:]).unbind(-1)
-        scale = torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
-        return self._normalize(x, scale, mean)
+        mean, square = (total[..., :2] / total[..., 2:]).split(1, -1)
+        scale = torch.rsqrt(torch.addcmul(square, mean, mean, value=-1).clamp_min_(0) + self.eps)
+        scale, shift = (
+            t.view(*t.shape[:2], *[1] * (x.ndim - 2)).to(wide.dtype) for t in (scale, -mean * scale)
+        )
+        plain = torch.addcmul(shift, _at_least_float32(x), scale)
+        return torch.addcmul(self.bias, plain, self.weight).to(x.dtype)
 
     def _normalize(self, x: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
-        """Normalise by a scale and a mean for every recording, or every frame."""
+        """Normalise by a scale and a mean for every recording."""
         wide = _at_least_float32(x)
-        scale, shift = (t.reshape(*t.shape, *[1] * (x.ndim - t.ndim)) for t in (scale, -mean * scale))
+        scale, shift = (t.reshape(-1, *[1] * (x.ndim - 1)) for t in (scale, -mean * scale))
         gain = (self.weight * scale).to(wide.dtype)
         offset = (self.weight * shift + self.bias).to(wide.dtype)
         return torch.addcmul(offset, wide, gain).to(x.dtype)

@@ -272,13 +272,17 @@ class SeparationNetwork(nn.Module, ABC):
             if progress is not None:
                 progress(min((first + length) / (n_samples + self.lag), 1.0))
 
-    def step(self, samples: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        self, samples: Tensor, state: dict[str, Tensor], layers: dict[str, Layer] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Separate the next samples of a live recording, at the level they have.
 
         Args:
             samples: (batch, time), a multiple of `frames_per_step` hops.
             state: What the step before returned; empty at the beginning. The first axis of every tensor in it
                 is the batch, or a multiple of it.
+            layers: Keeps what the weights alone come to, for all steps that follow; empty at first. Without
+                gradients, and as long as the weights stay as they are.
 
         Returns:
             Estimates (batch, source, time) of the samples `lag` samples earlier, and the state.
@@ -292,7 +296,7 @@ class SeparationNetwork(nn.Module, ABC):
         _check(samples)
         if samples.shape[-1] % step_length:
             raise ValueError(f"a step takes a multiple of {step_length} samples, got {samples.shape[-1]}")
-        run = Live(state)
+        run = Live(state, layers)
         heard = Carry(run.state, "input").before("samples", samples, self.window_length - self.hop_length)
         windows = self.flow(run, self.analyse(heard))
         tails = {

@@ -6,7 +6,6 @@ References:
     Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528: focused linear attention and its gate.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -30,6 +29,7 @@ from flasepformer.layers import (
     Moments,
     RelativeAttention,
     RelativePositions,
+    Weights,
 )
 from flasepformer.models.network import (
     Block,
@@ -480,9 +480,15 @@ class GatedConvFeedForward(Layer):
         self.scale = LayerScale(config)
         self.halo, self.causal, self.width = self.convolution.halo, config.causal, 2 * hidden
 
+    def fold(self) -> tuple[Weights, Weights, Weights]:
+        expand = self.norm.into(self.expand.weight, self.expand.bias)
+        return expand, self.convolution.fold(), self.scale.into(self.contract)
+
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        hidden = F.glu(self.convolution(self.expand(self.norm(x)), carry))
-        return add_projected(x, self.dropout(hidden), self.contract, self.scale, self.dropout)
+        expand, convolution, contract = self.folded()
+        expanded = F.linear(self.norm.plain(x), *expand)
+        hidden = dropped(F.glu(self.convolution(expanded, carry, convolution)), self.dropout)
+        return x + dropped(F.linear(hidden, *contract), self.dropout).to(x.dtype)
 
 
 class ConvLocalAttention(Layer):
@@ -504,13 +510,20 @@ class ConvLocalAttention(Layer):
         self.scale = LayerScale(config)
         self.halo, self.causal = self.convolution.halo, config.causal
 
+    def fold(self) -> tuple[Weights, Weights, Weights, Weights]:
+        gate = self.norm.into(self.gate.weight, self.gate.bias)
+        expand: Weights = (self.expand.weight, self.expand.bias)
+        if not self.training:
+            expand = self.batch_norm.into(*expand)
+        return gate, self.convolution.fold(), expand, self.scale.into(self.contract)
+
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        local = self.convolution(F.glu(self.gate(self.norm(x))), carry)
+        gate, convolution, expand, contract = self.folded()
+        local = self.convolution(F.glu(F.linear(self.norm.plain(x), *gate)), carry, convolution)
+        expanded = F.linear(local, *expand)
         if self.training:
-            expanded = self.batch_norm(self.expand(local))
-        else:
-            expanded = F.linear(local, *self.batch_norm.into(self.expand.weight, self.expand.bias))
-        return add_projected(x, F.gelu(expanded), self.contract, self.scale, self.dropout)
+            expanded = self.batch_norm(expanded)
+        return x + dropped(F.linear(F.gelu(expanded), *contract), self.dropout).to(x.dtype)
 
 
 class TalkerAttention(Layer):
@@ -531,12 +544,16 @@ class TalkerAttention(Layer):
         self.output = nn.Linear(n_channels, n_channels)
         self.scale = LayerScale(config)
 
+    def fold(self) -> tuple[Weights, Weights]:
+        layers = self.query, self.key, self.value
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        return self.norm.into(weight, bias), self.scale.into(self.output)
+
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        normalized = self.norm(x)
-        query, key, value = (
-            layer(normalized).unflatten(0, (-1, self.n_sources)).unflatten(-1, (self.n_heads, -1))
-            for layer in (self.query, self.key, self.value)
-        )  # (batch, source, frames, heads, head_dim)
+        projection, output = self.folded()
+        projected = F.linear(self.norm.plain(x), *projection)
+        heads = projected.unflatten(0, (-1, self.n_sources)).unflatten(-1, (3, self.n_heads, -1))
+        query, key, value = heads.unbind(-3)  # (batch, source, frames, heads, head_dim)
         scale = query.shape[-1] ** -0.5
         if self.n_sources == 2 and not is_dropping(self.dropout):
             # The softmax of two scores is the sigmoid of their difference.
@@ -550,7 +567,8 @@ class TalkerAttention(Layer):
             scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) * scale  # (b, query, key, frames, heads)
             weights = self.dropout(scores.softmax(dim=2))
             attended = (weights.unsqueeze(-1) * value.unsqueeze(1)).sum(2)
-        return add_projected(x, attended.flatten(0, 1).flatten(-2), self.output, self.scale, self.dropout)
+        attended = attended.flatten(0, 1).flatten(-2)
+        return x + dropped(F.linear(attended, *output), self.dropout).to(x.dtype)
 
 
 class SourceSplit(Layer):
@@ -622,18 +640,12 @@ class Synthesis(Layer):
     def __init__(self, output: OutputLayer, decoder: nn.ConvTranspose1d) -> None:
         super().__init__()
         self.output, self.decoder, self.width = output, decoder, output.width
-        self._contraction: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         expand, gate, _ = self.output
-        return F.linear(gate(expand(x)), *(self._contraction or self._contracted()))
+        return F.linear(gate(expand(x)), *self.folded())
 
-    def prepared(self) -> "Synthesis":
-        layer = copy.copy(self)
-        layer._contraction = self._contracted()
-        return layer
-
-    def _contracted(self) -> tuple[Tensor, Tensor]:
+    def fold(self) -> Weights:
         """Return weight and bias of the output layer's last projection and the synthesis together."""
         synthesis = self.decoder.weight.squeeze(1).mT  # (filter_length, filters)
         contract = self.output.get_submodule("2")
@@ -662,15 +674,28 @@ class Masking(Join):
 class FrameBatchNorm(nn.BatchNorm1d, Layer):
     """Batch normalisation over all frames of all recordings; (batch, frames, channels), in and out."""
 
+    def fold(self) -> Weights:
+        scale = self._scale()
+        return scale, torch.addcmul(self.bias, self._mean(), scale, value=-1)
+
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return super().forward(x.flatten(0, 1)).view_as(x)
+        if self.training:
+            return super().forward(x.flatten(0, 1)).view_as(x)
+        scale, shift = self.folded()
+        return torch.addcmul(shift, x, scale).to(x.dtype)
 
     def into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight and bias of a projection together with this normalisation in eval mode."""
+        scale = self._scale()
+        return weight * scale.unsqueeze(-1), (bias - self._mean()) * scale + self.bias
+
+    def _scale(self) -> Tensor:
         assert self.running_var is not None
+        return self.weight * torch.rsqrt(self.running_var + self.eps)
+
+    def _mean(self) -> Tensor:
         assert self.running_mean is not None
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return weight * scale.unsqueeze(-1), (bias - self.running_mean) * scale + self.bias
+        return self.running_mean
 
 
 class LayerScale(nn.Module):
@@ -683,12 +708,14 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
 
+    def into(self, linear: nn.Linear) -> Weights:
+        """Return weight and bias of a projection that is scaled afterwards."""
+        return linear.weight * self.scale.unsqueeze(-1), linear.bias * self.scale
 
-def add_projected(
-    x: Tensor, hidden: Tensor, linear: nn.Linear, scale: LayerScale, dropout: nn.Dropout
-) -> Tensor:
-    """Return x + scale(dropout(linear(hidden)))."""
-    return torch.addcmul(x, dropout(linear(hidden)).to(x.dtype), scale.scale.to(x.dtype))
+
+def dropped(x: Tensor, dropout: nn.Dropout) -> Tensor:
+    """Apply a dropout if it does anything; to call it for nothing takes longer than to add up two frames."""
+    return dropout(x) if is_dropping(dropout) else x
 
 
 def is_dropping(dropout: nn.Dropout) -> bool:

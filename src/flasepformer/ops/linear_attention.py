@@ -5,6 +5,7 @@ Wang et al., "FLASepformer", Interspeech 2025, arXiv:2508.19528.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -115,29 +116,30 @@ def causal_linear_attention(
     n_frames = query.shape[-2]
     block = _no_larger(block, n_frames)
     missing = (n_frames + block - 1) // block * block - n_frames
-    wide_query, wide_key, wide_value = (F.pad(widen(t), (0, 0, 0, missing)) for t in (query, key, value))
     # One more value of 1 makes the denominator, one more feature what EPS stands against the mean key with.
-    ones = F.pad(wide_query.new_ones(n_frames), (0, missing)).expand(*query.shape[:2], -1).unsqueeze(-1)
-    zeros = torch.zeros_like(wide_value)
-    queries = torch.cat([wide_query, EPS * ones], -1).unflatten(2, (-1, block))
-    values = torch.cat([wide_value, ones], -1).unflatten(2, (-1, block))
-    counted = torch.cat([zeros, ones], -1).unflatten(2, (-1, block))
-    keys = wide_key.unflatten(2, (-1, block))
-    fading = decay_matrix(block, decay, keys)  # from a frame of the block (columns) to a later one
-    until_end, from_start = fading[-1].unsqueeze(-1), fading[:, :1] * decay
-    feature_sums = matmul((keys * until_end).mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
-    sums = torch.cat([feature_sums, (counted * until_end).sum(-2, keepdim=True)], -2)
-    start = torch.zeros_like(sums[:, :, 0]) if past is None else past
-    total = running_sums(sums.flatten(3).flatten(0, 1), decay**block, start.flatten(2).flatten(0, 1))
-    total = total.view_as(sums)
-    before = torch.cat([start.unsqueeze(2), total[:, :, :-1]], dim=2)
-    scores = matmul(queries[..., :-1], keys.mT) * fading
-    count = matmul(fading, counted) * EPS
-    attended = matmul(queries * from_start, before) + matmul(scores, values) + count
-    attended = (attended[..., :-1] / attended[..., -1:].clamp_min(torch.finfo(attended.dtype).tiny)).flatten(
-        2, 3
+    queries, values = F.pad(widen(query), (0, 1), value=EPS), F.pad(widen(value), (0, 1), value=1.0)
+    queries, keys, values = (
+        (F.pad(t, (0, 0, 0, missing)) if missing else t).unflatten(2, (-1, block))
+        for t in (queries, widen(key), values)
     )
-    return attended[:, :, :n_frames].to(query.dtype), total[:, :, -1] * decay**-missing
+    fading, from_start, until_end = _fadings(block, decay, keys)
+    feature_sums = matmul((keys * until_end).mT, values)  # (batch, heads, blocks, head_dim, value_dim + 1)
+    count_sums = F.pad(matmul(values[..., -1:].mT, until_end), (values.shape[-1] - 1, 0))
+    sums = torch.cat([feature_sums, count_sums], -2)
+    start = (torch.zeros_like(sums[:, :, 0]) if past is None else past).unsqueeze(2)
+    if isinstance(n_frames, int) and n_frames == block:  # a step, or very short
+        before, total = start, torch.add(sums, start, alpha=decay**block)
+    else:
+        total = running_sums(sums.flatten(3).flatten(0, 1), decay**block, start.flatten(2).flatten(0, 1))
+        total = total.view_as(sums)
+        before = torch.cat([start, total[:, :, :-1]], dim=2)
+    scores = matmul(queries[..., :-1], keys.mT) * fading
+    attended = matmul(queries * from_start, before) + matmul(scores, values)
+    numerator, denominator = attended.split((value.shape[-1], 1), -1)
+    denominator = torch.add(denominator, fading.sum(-1, keepdim=True), alpha=EPS)
+    attended = (numerator / denominator.clamp_min(torch.finfo(attended.dtype).tiny)).flatten(2, 3)
+    total = total[:, :, -1]
+    return attended[:, :, :n_frames].to(query.dtype), total * decay**-missing if missing else total
 
 
 def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, block: int = 64) -> Tensor:
@@ -158,19 +160,45 @@ def running_sums(x: Tensor, decay: float = 1.0, past: Tensor | None = None, bloc
     n_frames = x.shape[1]
     block = _no_larger(block, n_frames)
     n_blocks = (n_frames + block - 1) // block
+    fading, from_start, _ = _fadings(block, decay, x)
+    if isinstance(n_frames, int) and n_frames == block:  # a step, or very short
+        within = matmul(fading, x)
+        return within if past is None else torch.addcmul(within, past.unsqueeze(1), from_start)
     blocks = F.pad(x, (0, 0, 0, n_blocks * block - n_frames)).unflatten(1, (n_blocks, block))
-    fading = decay_matrix(block, decay, x)
     within = matmul(fading, blocks)  # (batch, blocks, block, n)
     ends = matmul(decay_matrix(n_blocks, decay**block, x), within[:, :, -1])
     start = torch.zeros_like(x[:, 0]) if past is None else past
     faded = start.unsqueeze(1) * (decay**block) ** torch.arange(n_blocks, device=x.device).unsqueeze(-1)
     before = F.pad(ends[:, :-1], (0, 0, 1, 0)) + faded
-    return (within + before.unsqueeze(2) * (fading[:, :1] * decay)).flatten(1, 2)[:, :n_frames]
+    return (within + before.unsqueeze(2) * from_start).flatten(1, 2)[:, :n_frames]
 
 
 def _no_larger(block: int, n_frames: int) -> int:
     """Return the length of a block that is not mostly padding: a live step has a frame or a few."""
     return min(block, max(n_frames, 1)) if isinstance(n_frames, int) else block  # else unknown: an export
+
+
+def _fadings(n: int, decay: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is left from a frame of n (columns) to a later one; from before them; and until their end.
+
+    Shapes: (n, n), (n, 1), (n, 1).
+    """
+    if torch.compiler.is_compiling() or type(like) is not Tensor:  # one of a trace
+        return _made_fadings(n, decay, like)
+    return _known_fadings(n, decay, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _known_fadings(
+    n: int, decay: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode(False):  # gradients may be wanted of what they are multiplied with
+        return _made_fadings(n, decay, torch.empty(0, dtype=dtype, device=device))
+
+
+def _made_fadings(n: int, decay: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    fading = decay_matrix(n, decay, like)
+    return fading, fading[:, :1] * decay, fading[-1].unsqueeze(-1)
 
 
 def decay_matrix(n: int, decay: float, like: Tensor) -> Tensor:

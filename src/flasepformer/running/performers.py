@@ -44,14 +44,16 @@ class Whole:
 
     Args:
         recompute: Keep the input of every layer only, and compute the rest again in the backward pass.
-        prepared: Use layers whose work on weights alone is done already; without gradients.
+        layers: Prepared layers by the place in the score, for those who play it again and again without
+            gradients: the first time fills it. None plays the layers as they are.
     """
 
-    def __init__(self, *, recompute: bool = False, prepared: bool = False) -> None:
+    def __init__(self, *, recompute: bool = False, layers: dict[str, Layer] | None = None) -> None:
         self.recompute = recompute and torch.is_grad_enabled()
-        self.prepared = prepared
         self.taps: list[Tensor] = []
         """What auxiliary heads listen to, in the order of the score."""
+        self._layers = layers
+        self._n_calls = 0
 
     def through(self, x: Tensor, *layers: Layer) -> Tensor:
         for layer in layers:
@@ -59,8 +61,18 @@ class Whole:
                 contexts = partial(_contexts, layer)
                 x = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
             else:
-                x = (layer.prepared() if self.prepared else layer)(x)
+                x = self._place(layer)[1](x)
         return x
+
+    def _place(self, layer: Layer) -> tuple[str, Layer]:
+        """Return the place of the next call in the score, and the layer that plays it."""
+        self._n_calls += 1
+        place = str(self._n_calls)
+        if self._layers is None:
+            return place, layer
+        if place not in self._layers:
+            self._layers[place] = layer.prepared()
+        return place, self._layers[place]
 
     def keep(self, x: Tensor) -> Tensor:
         return x
@@ -83,18 +95,18 @@ class Live(Whole):
 
     Args:
         state: What to go on from: `state` of the step before. Empty at the beginning.
+        layers: See `Whole`.
     """
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        super().__init__()
+    def __init__(self, state: dict[str, Tensor], layers: dict[str, Layer] | None = None) -> None:
+        super().__init__(layers=layers)
         self.state = dict(state)
         """Everything that the next step needs, by the place in the score; the first axis is the batch."""
-        self._n_calls = 0
 
     def through(self, x: Tensor, *layers: Layer) -> Tensor:
         for layer in layers:
-            self._n_calls += 1
-            x = layer(x, Carry(self.state, str(self._n_calls)))
+            place, player = self._place(layer)
+            x = player(x, Carry(self.state, place))
         return x
 
     def fill(self, x: Tensor, multiple: int) -> Tensor:
@@ -114,24 +126,30 @@ class Following(Whole):
         n_frames: Frames of the analysis.
         n_known: The first of these are in the past already; they are neighbours only.
         n_leaving: And so many after them will be in the past next time.
+        layers: See `Whole`.
     """
 
-    def __init__(self, past: dict[str, Any], n_frames: int, n_known: int, n_leaving: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        past: dict[str, Any],
+        n_frames: int,
+        n_known: int,
+        n_leaving: int,
+        layers: dict[str, Layer] | None = None,
+    ) -> None:
+        super().__init__(layers=layers)
         self.past = past
         self.left: dict[str, Any] = {}
         """Summaries of all that will have moved out, by the place in the score."""
         self._n_frames, self._n_known, self._n_leaving = n_frames, n_known, n_leaving
-        self._n_calls = 0
 
     def through(self, x: Tensor, *layers: Layer) -> Tensor:
         for layer in layers:
-            self._n_calls += 1
-            x = self._global(layer, x) if isinstance(layer, GlobalLayer) else layer(x)
+            place, player = self._place(layer)
+            x = self._global(place, player, x) if isinstance(player, GlobalLayer) else player(x)
         return x
 
-    def _global(self, layer: GlobalLayer, x: Tensor) -> Tensor:
-        place = str(self._n_calls)
+    def _global(self, place: str, layer: GlobalLayer, x: Tensor) -> Tensor:
         known, after = (
             n * x.shape[1] // self._n_frames for n in (self._n_known, self._n_known + self._n_leaving)
         )
