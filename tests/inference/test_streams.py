@@ -70,6 +70,7 @@ def test_samples_in_memory_give_the_tracks_of_the_file(separator, tight, voices,
 
 def test_a_talker_on_each_channel_passes_through_block_by_block(tight, voices, tmp_path):
     stereo = np.stack([voices(N_SAMPLES), voices(N_SAMPLES, seed=1)])
+    stereo[0, :20_000], stereo[1, -20_000:] = 0, 0  # one talks first, then both, then the other one
     soundfile.write(tmp_path / "call.wav", stereo.T, 8000, subtype="FLOAT")
     report = tight(8000, 2).separate_file_with_report(tmp_path / "call.wav", tmp_path / "out")
     assert (report.mode, report.disk_bytes) == ("channels", 0)
