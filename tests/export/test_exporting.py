@@ -23,6 +23,7 @@ from flasepformer.metrics import separation_scores
 from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig, load_model, save_model
 from flasepformer.models.registry import registered_names
 from flasepformer.onnx import ExportedSeparator, ExportedStream, OnnxError
+from flasepformer.onnx.facts import open_session
 
 SMALLEST = {"n_stages": 1, "n_encoder_blocks": 1, "n_decoder_blocks": 1, "layer_scale": 0.5}
 SPEECH = Speech(Speech.shipped(8000).mixture[8000:12000], "half a second", lengths=(1 / 8000, 0.25))
@@ -288,7 +289,7 @@ def test_the_verify_command_says_how_far_apart_they_are(exported, other_model, t
 def test_every_registered_network_takes_every_length(name, tmp_path):
     network = miniature(name).requires_grad_(False)
     onnx.save(exporting.to_onnx(WholeRecording(network)), tmp_path / "graph.onnx")
-    session = exporting.open_session(tmp_path / "graph.onnx")
+    session = open_session(tmp_path / "graph.onnx")
     kinds = {node.op_type for node in onnx.load(tmp_path / "graph.onnx").graph.node}
     assert missing_operators(kinds) == []
     for n_samples in (1, 2, 64, 65, 66, 257, 4001):
