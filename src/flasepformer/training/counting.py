@@ -8,7 +8,6 @@ separated by the default model. Prints how many frames of the split `valid` are 
 
 import argparse
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -113,12 +112,12 @@ def example(
     return features(passed, frames, 0, len(frames), loud_power(frames)), torch.from_numpy(counted)
 
 
-def train_counting(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, seed: int = 0) -> CountNetwork:
-    """Train for so much time of the processor.
+def train_counting(examples: Sequence[tuple[Tensor, Tensor]], steps: int, seed: int = 0) -> CountNetwork:
+    """Train to say how many talk.
 
     Args:
         examples: Of recordings, features (frames, n) and how many talk (frames,).
-        minutes: On the clock of the processor, so that another run gives other, like weights.
+        steps: How many batches.
         seed: Of the first weights and of the order.
     """
     torch.manual_seed(seed)
@@ -126,8 +125,9 @@ def train_counting(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, se
     network = CountNetwork().train()
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=5e-2)
     weights = np.array([len(counted) for _, counted in examples], float)
-    began, step, shown = time.process_time(), 0, 0.0
-    while (share := (time.process_time() - began) / (60 * minutes)) < 1:
+    shown = 0.0
+    for step in range(steps):
+        share = step / steps
         set_rate(optimizer, 2e-3 * max(0.5 * (1 + math.cos(math.pi * share)), 0.01))
         inputs = torch.zeros(BATCH, CROP, examples[0][0].shape[-1])
         targets = torch.full((BATCH, CROP), -1)
@@ -149,7 +149,7 @@ def train_counting(examples: Sequence[tuple[Tensor, Tensor]], minutes: float, se
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        step, shown = step + 1, 0.98 * shown + 0.02 * loss.item()
+        shown = 0.98 * shown + 0.02 * loss.item()
         if step % 200 == 0:
             print(f"{share:4.0%} step {step}: loss {shown:.3f}", flush=True)
     return network.eval()
@@ -171,14 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--noise", type=Path)
     parser.add_argument("--conversations", type=int, default=60)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of the processor")
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
     options = parser.parse_args(arguments)
     separator = Separator.from_pretrained(device="cpu")
     trained, valid = (
         [example(separator, *made) for made in recordings(options.speech, split, count, options.noise, seed)]
         for split, count, seed in (("train", options.conversations, 1), ("valid", 12, 2))
     )
-    network = train_counting(trained, options.minutes)
+    network = train_counting(trained, options.steps)
     save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, options.out)
     print(confusion(network, valid))
 

@@ -1,6 +1,6 @@
 """Train the network that tells voices apart (`flasepformer.conversation.voice`) on speech of many talkers.
 
-Usage: python -m flasepformer.training.voices SPEECH.csv OUT.safetensors [--minutes 30] [--start OLD]
+Usage: python -m flasepformer.training.voices SPEECH.csv OUT.safetensors [--steps 10000] [--start OLD]
 
 Everybody also speaks faster and slower, as two others. What is no property of a voice changes: microphone,
 band, room, noise, and remains of another talker.
@@ -10,7 +10,6 @@ Prints the equal error rate on the talkers of the split `test`, for utterances c
 
 import argparse
 import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
@@ -56,16 +55,16 @@ def some_of_each(utterances: Sequence[Utterance], seconds: float) -> list[Uttera
 def train_voices(
     mels: Sequence[NDArray[np.float16]],
     talkers: Sequence[str],
-    minutes: float,
+    steps: int,
     seed: int = 0,
     network: VoiceNetwork | None = None,
 ) -> VoiceNetwork:
-    """Train for so much time of the processor.
+    """Train with the margin of angles between voices.
 
     Args:
         mels: Log mel powers (frames, mels) of utterances.
         talkers: Who says each of them.
-        minutes: On the clock of the processor, so that another run gives other, like weights.
+        steps: How many batches.
         seed: Of the first weights and of the order.
         network: What to go on with; a new one by default.
     """
@@ -99,8 +98,9 @@ def train_voices(
     centres = nn.Parameter(F.normalize(centres.clone(), dim=-1))
     network.train()
     optimizer = torch.optim.AdamW([*network.parameters(), centres], peak, weight_decay=2e-2)
-    began, step, shown = time.process_time(), 0, 0.0
-    while (share := (time.process_time() - began) / (60 * minutes)) < 1:
+    shown = 0.0
+    for step in range(steps):
+        share = step / steps
         set_rate(optimizer, max(peak * _rate_at(share, rise), 1e-5))
         who = rng.choice(n_classes, min(BATCH, n_classes), replace=False)
         n_frames = int(rng.integers(*CROP_FRAMES))
@@ -112,8 +112,8 @@ def train_voices(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
-        step, shown = step + 1, 0.98 * shown + 0.02 * loss.item()
-        if step % 50 == 0:
+        shown = 0.98 * shown + 0.02 * loss.item()
+        if step % 100 == 0:
             print(f"{share:4.0%} step {step}: loss {shown:.2f}", flush=True)
     return network.eval()
 
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("speech", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the processor")
+    parser.add_argument("--steps", type=int, default=10_000, help="of training, each of 128 utterances")
     parser.add_argument("--seconds-each", type=float, default=240.0, help="of speech of every talker")
     parser.add_argument("--start", type=Path, help="weights to go on with")
     options = parser.parse_args(arguments)
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flush=True,
     )
     start = read_voice_network(options.start) if options.start else None
-    network = train_voices(mels, talkers, options.minutes, network=start)
+    network = train_voices(mels, talkers, options.steps, network=start)
     weights = {
         name: value.half().contiguous()
         for name, value in network.state_dict().items()
