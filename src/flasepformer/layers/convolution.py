@@ -20,7 +20,8 @@ def depthwise_conv(
 
     The same numbers as `F.conv1d` of the transposed input with one group per channel, several times faster on
     a CPU: seen as a channels-last image, the input needs no copy, and oneDNN has better kernels for images.
-    An image one row high is computed fastest, one a column wide has the faster gradients.
+    An image one row high is computed fastest, one a column wide has the faster gradients; with a stride only
+    in float32, which bfloat16 takes forty times as long for.
 
     Args:
         x: (batch, frames, channels).
@@ -38,6 +39,9 @@ def depthwise_conv(
         windows = x.unfold(1, weight.shape[-1], stride).mT  # (batch, frames, kernel_size, channels)
         if windows.numel() <= FEW_PRODUCTS:
             return (windows * weight.squeeze(1).mT).sum(2).add_(bias)
+    if stride > 1 and column and x.is_cpu and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return depthwise_conv(x.float(), weight, bias, stride, padding)
     image = x.unsqueeze(2 if column else 1).permute(0, 3, 1, 2)  # (batch, channels, frames, 1), or swapped
     filtered = F.conv2d(
         image,
