@@ -4,6 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flasepformer.layers import DepthwiseConv
+from flasepformer.layers.convolution import depthwise_conv
 
 
 @pytest.mark.parametrize("kernel_size", [3, 65])  # run as rows and as columns of an image
