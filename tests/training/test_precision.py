@@ -30,20 +30,28 @@ def test_a_run_says_what_it_measured(small_recipe, tmp_path, capsys, monkeypatch
     assert "precision auto: 'no'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
-def test_muon_in_float32_is_pytorchs_up_to_the_rounding_of_bfloat16(shape):
+def test_muon_is_pytorchs_up_to_the_rounding_of_bfloat16():
     generator = torch.Generator().manual_seed(0)
-    start, *gradients = (torch.randn(shape, generator=generator) for _ in range(4))
-    ends = []
-    for dtype in (torch.bfloat16, torch.float32):
-        parameter = torch.nn.Parameter(start.clone())
-        optimizer = Muon([parameter], 1e-2, 1e-2, dtype)
+    shapes = [*[(24, 40), (40, 24)] * 9, (24, 24)]  # more than are orthogonalized at once
+    start, *gradients = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(4))
+
+    def moved(muon):
+        parameters = [torch.nn.Parameter(value.clone()) for value in start]
+        optimizer = muon(parameters)
         for gradient in gradients:
-            parameter.grad = gradient.clone()
+            for parameter, value in zip(parameters, gradient, strict=True):
+                parameter.grad = value.clone()
             optimizer.step()
-        ends.append(parameter.detach() - start)
-    assert (ends[0] - ends[1]).norm() / ends[1].norm() < 0.02
-    singular = torch.linalg.svdvals(
-        Muon([parameter], 1, 0, torch.float32)._orthogonalized(gradients[0], optimizer.param_groups[0])
-    )
+        return [p.detach() - before for p, before in zip(parameters, start, strict=True)]
+
+    wanted = moved(lambda p: torch.optim.Muon(p, 1e-2, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"))
+    for dtype in (torch.bfloat16, torch.float32):
+        for got, expected in zip(moved(lambda p, d=dtype: Muon(p, 1e-2, 1e-2, d)), wanted, strict=True):
+            assert (got - expected).norm() < 0.02 * expected.norm()
+
+
+def test_muon_brings_singular_values_close_to_one():
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    optimizer = Muon([torch.nn.Parameter(matrices[0])], 1, 0, torch.float32)
+    singular = torch.linalg.svdvals(optimizer._orthogonalized(matrices, optimizer.param_groups[0]))
     assert 0.5 < singular.min() < singular.max() < 1.5

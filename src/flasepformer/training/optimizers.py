@@ -1,5 +1,6 @@
 """The optimizers that a recipe can ask for."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,12 +12,16 @@ from flasepformer.training.recipe import OptimizationConfig
 OUTER_PARTS = ("encoder.", "feature_projection.", "positions.", "output.", "decoder.", "auxiliary_")
 """Where a network meets the waveform, and tables; Muon is for the matrices between."""
 
+AT_ONCE = 16
+"""Matrices that Muon works on at a time, at most."""
+
 
 class Muon(torch.optim.Muon):
-    """PyTorch's Muon, whose Newton-Schulz iterations can be in float32 instead of bfloat16.
+    """PyTorch's Muon, for matrices of one shape at a time, and also in float32.
 
-    Where bfloat16 is emulated that takes a fifth of the time; where it is not, twice as much: 0.13 s instead
-    of 0.06 s for the default network on an EPYC with AVX512-BF16.
+    Newton-Schulz iterations of many small matrices at once take half the time of one after the other (187 of
+    them, one core of an EPYC with AVX512-BF16: 35 and 79 ms). Where bfloat16 is emulated, float32 takes a
+    fifth of its time.
 
     Args:
         parameters: Matrices.
@@ -35,33 +40,41 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step."""
-        if self.dtype == torch.bfloat16:
-            return super().step(closure)  # type: ignore[no-untyped-call]
         for group in self.param_groups:
+            by_shape = defaultdict[tuple[int, ...], list[nn.Parameter]](list)
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(buffer, group["momentum"])  # Nesterov's
-                update = self._orthogonalized(update, group)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
+                if parameter.grad is not None:
+                    by_shape[tuple(sorted(parameter.shape))].append(parameter)
+            for alike in by_shape.values():
+                for first in range(0, len(alike), AT_ONCE):
+                    self._step(alike[first : first + AT_ONCE], group)
         return None
 
-    def _orthogonalized(self, update: Tensor, group: dict[str, Any]) -> Tensor:
-        """Bring the singular values of a matrix close to one."""
+    def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Take a step with matrices of one shape, transposed or not."""
+        updates = []
+        for parameter in parameters:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            update = gradient.lerp(buffer, group["momentum"]).to(self.dtype)  # Nesterov's
+            updates.append(update.mT if update.shape[0] > update.shape[1] else update)
+        orthogonal = self._orthogonalized(torch.stack(updates), group)
+        for parameter, update in zip(parameters, orthogonal, strict=True):
+            update = update.mT if parameter.shape[0] > parameter.shape[1] else update
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-0.2 * max(parameter.shape) ** 0.5 * group["lr"])
+
+    def _orthogonalized(self, x: Tensor, group: dict[str, Any]) -> Tensor:
+        """Bring the singular values of matrices (matrix, row, column), wide ones, close to one."""
         linear, cubic, quintic = group["ns_coefficients"]
-        x = update.to(self.dtype)
-        is_tall = x.shape[0] > x.shape[1]
-        x = x.mT if is_tall else x
-        x = x / x.norm().clamp(min=group["eps"])
+        x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=group["eps"])
         for _ in range(group["ns_steps"]):
             gram = x @ x.mT
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
-        return (x.mT if is_tall else x).to(update.dtype)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic), x, beta=linear)
+        return x
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
