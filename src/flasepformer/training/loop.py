@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import time
@@ -98,6 +99,8 @@ def train(
             weights could be kept.
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
+    # segments of ever other lengths need more kernels than oneDNN keeps of itself; it asks once, when it begins
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     run_folder = RunFolder(folder)
     with process_group(recipe, run_folder, device) as accelerator:
         if overwrite and not resume:
