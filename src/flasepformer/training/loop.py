@@ -99,7 +99,7 @@ def train(
             weights could be kept.
         ValueError: If there is nothing to train on, or a speaker is in both splits.
     """
-    # segments of ever other lengths need more kernels than oneDNN keeps of itself; it asks once, when it begins
+    # segments of ever other lengths need more kernels than oneDNN keeps by itself; it asks only once
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     run_folder = RunFolder(folder)
     with process_group(recipe, run_folder, device) as accelerator:
