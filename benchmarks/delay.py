@@ -29,7 +29,7 @@ from flasepformer.metrics import best_permutation, pairwise, si_snr, talker_conf
 from flasepformer.models import load_model
 
 WAYS = [
-    "default", "default-live", *(f"default:delay={delay}" for delay in (0.2, 0.25, 0.5, 1.0, 2.0)), 
+    "default-fast", "default-live", *(f"default-fast:delay={delay}" for delay in (0.2, 0.25, 0.5, 1.0, 2.0)), 
     "default:delay=0.5,sums=no",
     "default:delay=0.5,hop=0.128", "default:delay=0.5,hop=0.384", "default:delay=0.5,window=8",
     "default:delay=0.5,window=2",

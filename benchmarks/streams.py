@@ -21,8 +21,8 @@ CASES: list[tuple[str, float | None, int, float, int]] = [
     ("default-live", None, 1, 1.0, 8000),
     ("default-live", None, 8, 0.02, 8000),
     ("default-live", None, 32, 0.02, 8000),
-    ("default", 0.5, 1, 0.02, 8000),
-    ("default", 0.5, 1, 0.02, 48000),
+    ("default-fast", 0.5, 1, 0.02, 8000),
+    ("default-fast", 0.5, 1, 0.02, 48000),
 ]
 """Model, delay, streams, seconds taken at a time, sample rate."""
 

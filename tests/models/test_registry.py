@@ -98,6 +98,7 @@ def test_every_size_of_the_paper_and_of_the_originals_has_a_name():
     }
     assert [info.name for info in list_models() if not info.source] == [
         "default",
+        "default-fast",
         "default-live",
         *registered_names(),
     ]

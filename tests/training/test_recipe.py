@@ -108,13 +108,13 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, content, message):
 def test_null_and_empty_lists_mean_none(tmp_path):  # issue 16
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        f"base: {PROJECT / 'recipes' / 'default.yaml'}\ninitial_checkpoint: null\nlicence:\ndata:\n"
+        f"base: {PROJECT / 'recipes' / 'default-fast.yaml'}\ninitial_checkpoint: null\nlicence:\ndata:\n"
         "mixing: {noise: [], rooms: null}\n"
     )
     recipe = load_recipe(path)
     assert (recipe.initial_checkpoint, recipe.licence, recipe.data) == ("", "", load_recipe(path).data)
     assert (recipe.mixing.noise, recipe.mixing.rooms) == ((), "")
-    default = PROJECT / "recipes" / "default.yaml"
+    default = PROJECT / "recipes" / "default-fast.yaml"
     recipe = load_recipe(default, ["mixing.noise=null", "mixing.rooms=null", "initial_checkpoint="])
     assert (recipe.mixing.noise, recipe.mixing.rooms, recipe.initial_checkpoint) == ((), "", "")
     assert load_recipe(default, ["mixing.noise=one"]).mixing.noise == ("one",)
@@ -122,7 +122,7 @@ def test_null_and_empty_lists_mean_none(tmp_path):  # issue 16
 
 
 def test_a_training_too_short_for_its_peak_is_refused_with_what_would_fit():
-    default = PROJECT / "recipes" / "default.yaml"
+    default = PROJECT / "recipes" / "default-fast.yaml"
     with pytest.raises(
         ValueError,
         match=r"warmup_steps 100 and decay_steps 3500 are together more than n_steps 2000, .* raise n_steps "

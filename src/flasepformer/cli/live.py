@@ -73,7 +73,7 @@ def live(
             "--model",
             "-m",
             help="Name or checkpoint; a causal one has a delay of its own. "
-            "[default: default-live, or default with a --delay of 0.2 or more]",
+            "[default: default-live, or default-fast with a --delay of 0.2 or more]",
         ),
     ] = None,
     accept_licence: AcceptLicence = False,

@@ -44,10 +44,10 @@ FEATURES = (
 
 # Of the features in their order, and the constant, and the same without the last feature; printed by
 # flasepformer.evaluation.calibrating.
-_WEIGHTS = np.array([-0.438, 0.206, -0.716, -2.322, -1.687, 0.573, -0.124, -0.356])
-_CONSTANT = -9.218
-_WEIGHTS_BEFORE = np.array([-0.615, 0.147, -0.888, -2.085, -1.801, 0.613, -0.11])
-_CONSTANT_BEFORE = -9.191
+_WEIGHTS = np.array([-0.429, 0.412, -0.803, -3.596, -1.359, 0.448, -0.14, -0.557])
+_CONSTANT = -8.377
+_WEIGHTS_BEFORE = np.array([-0.719, 0.156, -1.086, -2.194, -1.209, 0.482, -0.121])
+_CONSTANT_BEFORE = -7.267
 
 SeparateAgain = Callable[[NDArray[np.float32]], float]
 """Separates a track (time,) again and returns the share of its energy that is not in the loudest part."""

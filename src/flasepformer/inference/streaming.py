@@ -21,7 +21,7 @@ from flasepformer.inference.devices import pick_device
 from flasepformer.inference.engines import CausalEngine, Engine, FollowingEngine, Samples, State
 from flasepformer.inference.identity import weights_digest
 from flasepformer.layers import Layer
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model
+from flasepformer.models import FAST_MODEL, ModelInfo, SeparationNetwork, load_described_model
 
 DEFAULT_DELAY_SECONDS = 0.5
 """How far a model that hears the future lags behind."""
@@ -30,7 +30,7 @@ LIVE_MODEL = "default-live"
 """The causal model that comes with the package."""
 
 FOLLOWS_FROM_SECONDS = 0.2
-"""Least delay with which the default model follows, where a delay is asked for and no model."""
+"""Least delay with which the fast model follows, where a delay is asked for and no model."""
 
 RATES = (2000, 384_000)
 """Sample rates of streams in Hz, from and to."""
@@ -45,9 +45,9 @@ def live_model(delay: float | None = None) -> str:
     """Return the name of the model that is used for streams when none is named.
 
     >>> live_model(), live_model(0.1), live_model(0.5)
-    ('default-live', 'default-live', 'default')
+    ('default-live', 'default-live', 'default-fast')
     """
-    return LIVE_MODEL if delay is None or delay < FOLLOWS_FROM_SECONDS else DEFAULT_MODEL
+    return LIVE_MODEL if delay is None or delay < FOLLOWS_FROM_SECONDS else FAST_MODEL
 
 
 class StateError(FlasepformerError, ValueError):

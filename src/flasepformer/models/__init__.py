@@ -23,12 +23,13 @@ from flasepformer.models.published import (
     obtain,
     published_models,
 )
-from flasepformer.models.registry import DEFAULT_MODEL, ModelInfo, count_parameters
+from flasepformer.models.registry import DEFAULT_MODEL, FAST_MODEL, ModelInfo, count_parameters
 from flasepformer.models.sepreformer import SepReformer, SepReformerConfig
 from flasepformer.models.tflocoformer import TFLocoformer, TFLocoformerConfig
 
 __all__ = [
     "DEFAULT_MODEL",
+    "FAST_MODEL",
     "CheckpointError",
     "HubError",
     "LicenceNotAccepted",
