@@ -8,7 +8,7 @@ import soundfile
 
 from flasepformer.audio import resample
 from flasepformer.conversation import Conversation
-from flasepformer.conversation.meeting import cut_at_pauses, meet, people_of
+from flasepformer.conversation.meeting import agreement, cut_at_pauses, meet, people_of
 from flasepformer.conversation.people import (
     VoiceSpace,
     best_count,
@@ -162,6 +162,31 @@ def test_three_people_in_turns_on_two_tracks_get_a_track_each(three, passed_of):
         finished.tracks(at, min(at + 7777, passed.n_samples)) for at in range(0, passed.n_samples, 7777)
     ]
     np.testing.assert_allclose(np.concatenate(pieces, -1), tracks, atol=1e-6)
+
+
+@pytest.mark.parametrize("speakers", ["2", "auto"])
+def test_two_people_whom_the_network_leaves_on_one_track_are_told_apart_by_voice(three, passed_of, speakers):
+    two = three[:2]
+    low = two.sum(0)
+    passed = passed_of(low, RATE, np.stack([0.98 * low, 0.02 * low]).astype(np.float32))
+    finished = Conversation(speakers=speakers).finish(passed)
+    assert finished.labels == ("speaker1", "speaker2")
+    assert finished.facts["n_mended"] == 0  # it is no matter of single stretches
+    tracks = finished.tracks(0, passed.n_samples)
+    for source in two:
+        assert max(np.corrcoef(track, source)[0, 1] for track in tracks) > 0.95
+
+
+def test_agreement_is_the_share_of_the_time_in_the_better_order():
+    stretches = [
+        Stretch(0, 30, 0, None),
+        Stretch(30, 40, 1, None),
+        Stretch(40, 50, 0, None),
+        Stretch(50, 90, None, None),
+    ]
+    assert agreement(stretches, np.array([1, 0, 1, -1])) == 1
+    assert agreement(stretches, np.array([0, 0, 1, -1])) == pytest.approx(0.6)
+    assert agreement(stretches, np.full(4, -1)) == 1
 
 
 def test_as_many_tracks_as_are_asked_for(three, passed_of):

@@ -20,7 +20,7 @@ from flasepformer.conversation.activity import (
 )
 from flasepformer.conversation.counting import talker_chances
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND, Frames, sweep
-from flasepformer.conversation.meeting import meet, people_of, stretches_of_one
+from flasepformer.conversation.meeting import agreement, meet, people_of, stretches_of_one
 from flasepformer.conversation.mels import SAMPLE_RATE, log_mel
 from flasepformer.conversation.people import MAX_PEOPLE
 from flasepformer.conversation.rendering import Rendering
@@ -52,6 +52,9 @@ SURE_SECONDS = 6.0
 NEVER_ALONE_SECONDS = 2.5
 SAME_VOICE = 0.42
 """A voice as like an enrolled one as this is the same: of 4 s, 3 % are missed and as many wrongly taken."""
+APART = 0.75
+"""Where tracks and voices agree in less of the time on which of two people talks, the network has not told
+them apart: both are on one track, or change places all the time. Then each gets what has their voice."""
 MAX_TIMES = 10
 """Times that a warning lists; the report has all."""
 PERSON_BYTES = 4
@@ -206,12 +209,13 @@ class Conversation:
             rule = rule_for_channels(frames, self.rule) if passed.channels else self.rule
             return activity_of(frames, rule), order, None
         activity = counted_activity(frames, talker_chances(passed, frames))
-        if self.speakers not in ("1", "2"):
-            wanted = None if self.speakers == "auto" else int(self.speakers)
+        if self.speakers != "1":
+            wanted = None if self.speakers in ("2", "auto") else int(self.speakers)
             stretches = stretches_of_one(passed, frames, activity)
             who = people_of(stretches, wanted)
             n_people = wanted or int(who.max(initial=-1)) + 1
-            if n_people > 2:
+            is_more = n_people > 2 and self.speakers != "2"
+            if is_more or (n_people == 2 and agreement(stretches, who) < APART):
                 meeting = meet(stretches, who, n_people, len(frames))
                 return meeting.activity, meeting.order, meeting.turns
         turns = mend(passed, activity)

@@ -133,6 +133,21 @@ def _observed(space: VoiceSpace, stretch: Stretch, **counts: float) -> NDArray[n
     return space.observed(stretch.voices, (stretch.last - stretch.first) * FRAME_SECONDS, **counts)
 
 
+def agreement(stretches: list[Stretch], who: NDArray[np.intp]) -> float:
+    """Return in what share of the time in which one talks two tracks say the same of who it is as the voices.
+
+    Args:
+        stretches: Of two tracks.
+        who: One of two people in each stretch (stretch,); -1 where there is nobody's voice.
+    """
+    known = [
+        (s.last - s.first, s.track == person) for s, person in zip(stretches, who, strict=True) if person >= 0
+    ]
+    frames, same = np.array(known or [(1, 1)]).T
+    share = float(frames @ same / frames.sum())
+    return max(share, 1 - share)
+
+
 def meet(stretches: list[Stretch], who: NDArray[np.intp], n_people: int, n_frames: int) -> Meeting:
     """Say who talks in every stretch, and make a track for each.
 
