@@ -30,9 +30,9 @@ from flasepformer.models import load_model
 
 WAYS = [
     "default-fast", "default-live", *(f"default-fast:delay={delay}" for delay in (0.2, 0.25, 0.5, 1.0, 2.0)), 
-    "default:delay=0.5,sums=no",
-    "default:delay=0.5,hop=0.128", "default:delay=0.5,hop=0.384", "default:delay=0.5,window=8",
-    "default:delay=0.5,window=2",
+    "default-fast:delay=0.5,sums=no",
+    "default-fast:delay=0.5,hop=0.128", "default-fast:delay=0.5,hop=0.384", "default-fast:delay=0.5,window=8",
+    "default-fast:delay=0.5,window=2",
 ]  # fmt: skip
 COLUMNS = [
     "way", "delay_seconds", "si_snr_improvement_db", "wrong_turns", "turns", "wrong_time_percent", "cpu_rtf",
@@ -159,7 +159,7 @@ def draw(table: Path, picture: Path) -> None:
                 following.append((delay, value))
         if following:
             axes.plot(
-                *zip(*sorted(following), strict=True), "s-", color="tab:blue", label="default, following"
+                *zip(*sorted(following), strict=True), "s-", color="tab:blue", label="default-fast, following"
             )
         axes.set(xscale="log", xlabel="delay in seconds", ylabel=label)
         axes.grid(alpha=0.3)

@@ -31,8 +31,8 @@ export const texts = {
     "The page's security policy (Content-Security-Policy, in the first lines of its source) allows connections to its own address alone, and the server of flasepformer serve answers nothing but requests to read the page's own files.",
   ],
   limits:
-    "The model was trained on two clean voices. Expect remains of the other talker, more of them with noise, echo, music or two similar voices. It hears up to 4 kHz and always gives two tracks.",
-  memory: "An hour of audio takes about 1.1 GB of memory.",
+    "The model was trained for hours, not weeks. Expect remains of the other talker, more of them with noise, echo, music or two similar voices. It hears up to 4 kHz and always gives two tracks.",
+  memory: "Ten minutes of audio take about 0.7 GB of memory.",
   mixture: "Recording",
   talker: (n: number) => `Talker ${n}`,
   trackName: (n: number) => `Name of talker ${n}`,
