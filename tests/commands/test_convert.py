@@ -69,9 +69,9 @@ def test_a_place_that_cannot_be_written_is_said_in_words(tmp_path):
 
 
 def test_a_model_is_made_causal_once_with_its_weights(folder, tmp_path):
-    assert run(folder, tmp_path / "live", "--causal", 1).exit_code == 0
+    assert run(folder, tmp_path / "live", "--causal", 1, "--look-ahead", 2).exit_code == 0
     model, before = load_model(tmp_path / "live"), load_model(folder)
-    assert (model.config.causal, model.config.n_stages) == (True, 1)
+    assert (model.config.causal, model.config.n_stages, model.config.look_ahead) == (True, 1, 2)
     torch.testing.assert_close(model.encoder.weight, before.encoder.weight)
     again = run(folder, tmp_path / "live", "--causal", 1)
     assert again.exit_code == 2
@@ -85,4 +85,5 @@ def test_what_cannot_be_made_causal_is_said(folder, tmp_path):
         assert result.exit_code == 3
         assert message in result.stderr
     assert run(folder, tmp_path / "live", "--causal", 1, "--half").exit_code == 2
+    assert run(folder, tmp_path / "live", "--look-ahead", 1).exit_code == 2
     assert not (tmp_path / "live").exists()

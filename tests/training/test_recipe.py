@@ -1,10 +1,16 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from flasepformer.models import SepReformerConfig, TFLocoformerConfig, load_model
+from flasepformer.models import (
+    SepReformer,
+    SepReformerConfig,
+    TFLocoformerConfig,
+    save_model,
+)
 from flasepformer.training import (
     DataConfig,
     OptimizationConfig,
@@ -284,13 +290,14 @@ def test_a_validation_that_cannot_be_is_refused(setting, message):
         DataConfig(**setting)
 
 
-def test_a_network_that_looks_ahead_may_begin_from_one_that_does_not():
-    settings = ["initial_checkpoint=default-live", "model.look_ahead=1"]
-    begun = _initial_model(load_recipe(PROJECT / "recipes/live.yaml", settings), resumed=False)
-    assert (begun.config.look_ahead, begun.config.forget_seconds) == (1, 0.0)
-    weights = load_model("default-live").state_dict()
+def test_a_network_that_forgets_otherwise_may_begin_from_one_that_does_not(tmp_path):
+    recipe = PROJECT / "recipes/live.yaml"
+    stored = SepReformer(replace(load_recipe(recipe).model, n_channels=8, n_filters=8))
+    save_model(stored, tmp_path)
+    settings = [f"initial_checkpoint={tmp_path}", "model.n_channels=8", "model.n_filters=8"]
+    begun = _initial_model(load_recipe(recipe, [*settings, "model.forget_seconds=20"]), resumed=False)
+    assert (stored.config.forget_seconds, begun.config.forget_seconds) == (60.0, 20.0)
+    weights = stored.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in begun.state_dict().items())
-    with pytest.raises(TrainingError, match="default-live has another config than the recipe"):
-        _initial_model(
-            load_recipe(PROJECT / "recipes/live.yaml", [*settings, "model.n_heads=4"]), resumed=False
-        )
+    with pytest.raises(TrainingError, match="has another config than the recipe"):
+        _initial_model(load_recipe(recipe, [*settings, "model.look_ahead=4"]), resumed=False)

@@ -30,6 +30,9 @@ def convert(
             min=1, help="Make an FLA-SepReformer causal with so many stages, to train it on for live use."
         ),
     ] = None,
+    look_ahead: Annotated[
+        int, typer.Option(min=0, help="Frames that it then waits for, to hear them; with --causal.")
+    ] = 0,
     accept_licence: AcceptLicence = False,
 ) -> None:
     """Write a published checkpoint in our format, or ours in the layout of FLASepformer's public release.
@@ -51,10 +54,12 @@ def convert(
         raise typer.BadParameter(
             "--causal writes our own layout in full precision; leave out --to, --half and --eight-bits"
         )
+    if look_ahead and causal is None:
+        raise typer.BadParameter("--look-ahead is for causal networks; give --causal")
     try:
         obtain_published(source, accept_licence=accept_licence)
         if causal is not None:
-            write_causal(source, folder, causal)
+            write_causal(source, folder, causal, look_ahead)
             print_result(f"{folder}: causal, {causal} stages, untrained")
             return
         dtype = torch.int8 if eight_bits else torch.float16 if half else torch.float32
@@ -73,7 +78,7 @@ def convert(
     )
 
 
-def write_causal(source: str, folder: Path, n_stages: int) -> None:
+def write_causal(source: str, folder: Path, n_stages: int, look_ahead: int) -> None:
     """Write a model made causal, the start of a training such as `recipes/live.yaml`.
 
     Raises:
@@ -90,7 +95,7 @@ def write_causal(source: str, folder: Path, n_stages: int) -> None:
     if not isinstance(network, SepReformer):
         raise CheckpointError(f"{source} is no SepReformer; only those can be made causal")
     try:
-        causal = made_causal(network, n_stages=n_stages, level=MODEL_RMS)
+        causal = made_causal(network, n_stages=n_stages, look_ahead=look_ahead, level=MODEL_RMS)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
     save_model(causal, folder, {"description": f"{source}, made causal, untrained"})

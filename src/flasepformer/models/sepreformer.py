@@ -30,6 +30,7 @@ from flasepformer.layers import (
     RelativeAttention,
     RelativePositions,
     Weights,
+    with_past,
 )
 from flasepformer.models.network import (
     Block,
@@ -125,7 +126,8 @@ class SepReformerConfig:
     causal: bool = False
     """Let no frame depend on a later one, so that the network can be played live."""
     look_ahead: int = 0
-    """Frames of the encoder that a causal network waits, and hears, before it answers."""
+    """Frames of the encoder that the last local block of a causal network looks ahead, and all else waits for
+    it; at most half its kernel."""
     forget_seconds: float = 0.0
     """Time constant with which a causal network forgets what it sums up; 0: never."""
 
@@ -158,6 +160,11 @@ class SepReformerConfig:
                 'attention to "focused_linear" and normalize_variance to false'
             )
         check_causal(self)
+        if self.look_ahead > self.local_kernel_size // 2:
+            raise ValueError(
+                f"look_ahead must be at most half of local_kernel_size, {self.local_kernel_size // 2}, got "
+                f"{self.look_ahead}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 < self.layer_scale <= 1:
@@ -203,7 +210,8 @@ class SepReformer(SeparationNetwork):
         self.bottleneck = Blocks(encoder_blocks(config, rates[0], self.positions))
         self.source_split = SourceSplit(config)
         self.decoder_stages: Modules[DecoderStage] = Modules(
-            DecoderStage(config, rate, self.positions) for rate in rates[1:]
+            DecoderStage(config, rate, self.positions, config.look_ahead if rate == rates[-1] else 0)
+            for rate in rates[1:]
         )
         self.output = OutputLayer(config)
         self.decoder = waveform_decoder(config)
@@ -362,9 +370,10 @@ def global_block(config: SepReformerConfig, rate: int, positions: RelativePositi
     return Block({"attention": attention, "feed_forward": GatedConvFeedForward(config)})
 
 
-def local_block(config: SepReformerConfig) -> Block:
+def local_block(config: SepReformerConfig, look_ahead: int = 0) -> Block:
     """Return a long convolution over neighbouring frames, then a feed-forward network."""
-    return Block({"convolution": ConvLocalAttention(config), "feed_forward": GatedConvFeedForward(config)})
+    convolution = ConvLocalAttention(config, look_ahead)
+    return Block({"convolution": convolution, "feed_forward": GatedConvFeedForward(config)})
 
 
 def source_block(config: SepReformerConfig) -> Block:
@@ -385,14 +394,23 @@ class EncoderStage(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Join the talkers' features with a skip at twice the resolution, refine them, compare the talkers."""
+    """Join the talkers' features with a skip at twice the resolution, refine them, compare the talkers.
 
-    def __init__(self, config: SepReformerConfig, rate: int, positions: RelativePositions | None) -> None:
+    Args:
+        config: Sizes of the network.
+        rate: Frames per frame of the bottleneck.
+        positions: For softmax attention.
+        look_ahead: Frames that the last local block looks ahead.
+    """
+
+    def __init__(
+        self, config: SepReformerConfig, rate: int, positions: RelativePositions | None, look_ahead: int = 0
+    ) -> None:
         super().__init__()
         self.fusion = Fusion(2 * config.n_channels, config.n_channels)
         triples = (
-            [global_block(config, rate, positions), local_block(config), source_block(config)]
-            for _ in range(config.n_decoder_blocks)
+            [global_block(config, rate, positions), local_block(config, ahead), source_block(config)]
+            for ahead in [0] * (config.n_decoder_blocks - 1) + [look_ahead]
         )
         self.blocks = Blocks(block for triple in triples for block in triple)
 
@@ -494,12 +512,18 @@ class GatedConvFeedForward(Layer):
 class ConvLocalAttention(Layer):
     """Residual gated convolution over neighbouring frames (CLA).
 
+    Args:
+        config: Sizes of the network.
+        look_ahead: Frames by which what comes out of a causal layer is later than what goes in, and which the
+            kernel, that looks back from the last of them, looks ahead.
+
     Shape: (batch, frames, channels), in and out.
     """
 
-    def __init__(self, config: SepReformerConfig) -> None:
+    def __init__(self, config: SepReformerConfig, look_ahead: int = 0) -> None:
         super().__init__()
         n_channels = config.n_channels
+        self.look_ahead = look_ahead
         self.norm = LayerNorm(n_channels)
         self.gate = nn.Linear(n_channels, 2 * n_channels)
         self.convolution = DepthwiseConv(n_channels, config.local_kernel_size, causal=config.causal)
@@ -523,6 +547,8 @@ class ConvLocalAttention(Layer):
         expanded = F.linear(local, *expand)
         if self.training:
             expanded = self.batch_norm(expanded)
+        if self.look_ahead:
+            x = with_past(x, self.look_ahead, carry, "residual")[:, : x.shape[1]]
         return x + dropped(F.linear(F.gelu(expanded), *contract), self.dropout).to(x.dtype)
 
 

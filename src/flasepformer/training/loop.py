@@ -139,7 +139,7 @@ def _train(
         run.loop(*examples, board)
 
 
-WEIGHTLESS = ("look_ahead", "forget_seconds", "dropout")
+WEIGHTLESS = ("forget_seconds", "dropout")
 """Settings of a network that may differ from those of the weights it begins with."""
 
 
