@@ -71,6 +71,9 @@ def batch(
             "On a cluster: for each worker."
         ),
     ] = None,
+    passes: Annotated[
+        int, typer.Option(min=1, max=8, help="As `separate`: the mean of so many, better and slower.")
+    ] = 1,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no warnings of recordings.")] = False,
 ) -> None:
@@ -94,7 +97,7 @@ def batch(
         size = None if memory is None else parse_size(memory)
     except ValueError as error:
         raise typer.BadParameter(f"--memory: {error}") from error
-    run_options: RunOptions = {"mode": mode, "memory": size}
+    run_options: RunOptions = {"mode": mode, "memory": size, "passes": passes}
     options: FileOptions = {"overwrite": overwrite, "format": format}
     run = _Run(quiet=quiet)
     try:

@@ -75,6 +75,10 @@ def evaluate(
     overlap_seconds: Annotated[
         float | None, typer.Option(help="With --mode: what two chunks have in common. [default: 5]")
     ] = None,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, max=8, help="With --mode: how often each goes through the model. [default: 1]"),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Score what a live listener would have heard, delay taken away.")
     ] = False,
@@ -120,7 +124,7 @@ def evaluate(
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
-    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds)
+    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds, passes)
     if not stream and (block, delay) != (None, None):
         raise typer.BadParameter("--block and --delay need --stream")
     if stream and run_options is not None:
@@ -186,14 +190,18 @@ def _run_options(
     memory: str | None,
     chunk_seconds: float | None,
     overlap_seconds: float | None,
+    passes: int | None,
 ) -> "RunOptions | None":
     if mode is None:
-        if (memory, chunk_seconds, overlap_seconds) != (None, None, None):
-            raise typer.BadParameter("--memory, --chunk-seconds and --overlap-seconds need a --mode")
+        if (memory, chunk_seconds, overlap_seconds, passes) != (None, None, None, None):
+            raise typer.BadParameter(
+                "--memory, --chunk-seconds, --overlap-seconds and --passes need a --mode"
+            )
         return None
     return {
         "mode": mode, "memory": memory, "chunk_seconds": 30.0 if chunk_seconds is None else chunk_seconds,
         "overlap_seconds": 5.0 if overlap_seconds is None else overlap_seconds,
+        **({"passes": passes} if passes else {}),
     }  # fmt: skip
 
 

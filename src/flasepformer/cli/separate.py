@@ -106,6 +106,15 @@ def separate(
         Literal["float32", "bfloat16", "float16", "auto"],
         typer.Option(help="Of the model's arithmetic; auto: bfloat16 where it is faster."),
     ] = "float32",
+    passes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=9,
+            help="Separate each recording so many times, a little changed, and take the mean: "
+            "better tracks, and so many times as long.",
+        ),
+    ] = 1,
     jobs: Annotated[
         int,
         typer.Option(
@@ -144,7 +153,7 @@ def separate(
         raise typer.BadParameter(f"{speakers} speakers are told apart by voices: leave out --activity levels")
     run_options: RunOptions = {
         "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
-        "overlap_seconds": overlap_seconds, "precision": cast(Any, precision),
+        "overlap_seconds": overlap_seconds, "precision": cast(Any, precision), "passes": passes,
     }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,

@@ -35,9 +35,15 @@ def goes_in_pieces(model: nn.Module) -> bool:
     return isinstance(model, SeparationNetwork) and model.in_pieces
 
 
-def signal_bytes(n_sources: int, n_samples: int) -> int:
-    """Return what the mixture and the estimates of a recording take, in memory or on disk."""
-    return (1 + n_sources) * n_samples * SAMPLE_BYTES
+def signal_bytes(n_sources: int, n_samples: int, several: bool = False) -> int:
+    """Return what the mixture and the estimates of a recording take, in memory or on disk.
+
+    Args:
+        n_sources: Of the model.
+        n_samples: Of the mixture.
+        several: Whether there are estimates of several passes.
+    """
+    return (1 + n_sources * (2 if several else 1)) * n_samples * SAMPLE_BYTES
 
 
 def need_in_pieces(

@@ -17,6 +17,7 @@ from flasepformer.files.scratch import spill_folder
 from flasepformer.inference.chunks import Join, Signals, separate_in_chunks
 from flasepformer.inference.devices import pick_device
 from flasepformer.inference.memory import free_memory, parse_size
+from flasepformer.inference.passes import blend, variants
 from flasepformer.inference.plans import (
     Mode,
     Plan,
@@ -46,6 +47,9 @@ class RunOptions(TypedDict, total=False):
     """What two chunks have in common, at most half a chunk; 5 by default."""
     precision: Precision
     """Of the model's arithmetic, "float32" by default. What overflows in float16 is done again in float32."""
+    passes: int
+    """How often a mixture goes through the model, 1 by default and 8 at most: each time a little shifted or
+    upside down. The estimates are the mean of all, which is better and takes so many times as long."""
     shorter_chunks: bool
     """Halve chunks for which there is too little memory, as by default; otherwise the recording is refused,
     and the result never depends on the memory."""
@@ -75,6 +79,7 @@ class ModelRunner:
         chunk_seconds: Length of a chunk.
         overlap_seconds: What two chunks have in common.
         precision: Of the model's arithmetic.
+        passes: How many.
         shorter_chunks: Whether chunks that do not fit are halved.
 
     Raises:
@@ -92,6 +97,7 @@ class ModelRunner:
         chunk_seconds: float = 30.0,
         overlap_seconds: float = 5.0,
         precision: Precision = "float32",
+        passes: int = 1,
         shorter_chunks: bool = True,
     ) -> None:
         for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
@@ -109,12 +115,15 @@ class ModelRunner:
         self.precision = precision
         self.device = pick_device(device)
         self.sample_rate, self.n_sources = model.sample_rate, model.n_sources
+        self._variants = variants(passes, model.sample_rate)
         self._original = model.eval()
         self.model = _on(self.device, model)
         chunk_length, overlap = (
             round(seconds * self.sample_rate) for seconds in (chunk_seconds, overlap_seconds)
         )
-        self._planner = Planner(self._original, mode, limit, chunk_length, overlap, shorter_chunks)
+        self._planner = Planner(
+            self._original, mode, limit, chunk_length, overlap, shorter_chunks, several=passes > 1
+        )
 
     def plan(self, n_samples: int, *, held_bytes: int = 0, later_bytes: int = 0) -> Plan:
         """Decide how a mixture goes through the model on its device; see `Planner.plan`."""
@@ -155,28 +164,54 @@ class ModelRunner:
     def _execute(
         self, passage: Passage, mixture: Signals, silence: float, progress: Callable[[float], None]
     ) -> None:
-        plan, folder = passage.plan, spill_folder()
+        plan, folder, n_passes = passage.plan, spill_folder(), len(self._variants)
         try:
-            estimates = passage.estimates = StoredSignals(
-                self.n_sources, mixture.n_samples, folder if plan.signals_on_disk else None
-            )
-            if plan.way == "chunks":
-                passage.joins = separate_in_chunks(
-                    lambda chunk: self._forward(passage, chunk), mixture, estimates, plan.chunk_length,
-                    plan.overlap, silence=silence, progress=progress,
+            for number, variant in enumerate(self._variants):
+                changed = variant.of(mixture)
+                estimates = StoredSignals(
+                    self.n_sources, changed.n_samples, folder if plan.signals_on_disk else None
+                )
+                joins = self._pass(
+                    passage, changed, estimates, silence,
+                    lambda share, number=number: progress((number + share) / n_passes),  # type: ignore[misc]
                 )  # fmt: skip
-            elif plan.way == "whole":
-                estimates.write(0, self._forward(passage, mixture.read(0, mixture.n_samples)[0]))
-            else:
-                self._attempt(passage, lambda model: self._go_through(passage, model, mixture, progress))
+                progress((number + 1) / n_passes)
+                if number == 0:
+                    passage.estimates, passage.joins = estimates, joins
+                else:
+                    blend(passage.estimates, estimates, variant, number, self.sample_rate)
         except OSError as error:
             raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error
+
+    def _pass(
+        self,
+        passage: Passage,
+        mixture: Signals,
+        estimates: StoredSignals,
+        silence: float,
+        progress: Callable[[float], None],
+    ) -> list[Join]:
+        """Write the estimates of one pass down; return the joins of its chunks."""
+        plan = passage.plan
+        if plan.way == "chunks":
+            return separate_in_chunks(
+                lambda chunk: self._forward(passage, chunk), mixture, estimates, plan.chunk_length,
+                plan.overlap, silence=silence, progress=progress,
+            )  # fmt: skip
+        if plan.way == "whole":
+            estimates.write(0, self._forward(passage, mixture.read(0, mixture.n_samples)[0]))
+        else:
+            self._attempt(
+                passage, lambda model: self._go_through(passage, model, mixture, estimates, progress)
+            )
+        return []
 
     def _go_through(
         self,
         passage: Passage,
         model: SeparationNetwork,
         mixture: Signals,
+        found: StoredSignals,
         progress: Callable[[float], None],
     ) -> bool:
         """Write the estimates down as they come, unless one is not finite; return whether all are."""
@@ -188,7 +223,7 @@ class ModelRunner:
             estimates = piece[0].float().cpu()
             if not _is_finite(estimates):
                 return False
-            passage.estimates.write(first, estimates.numpy())
+            found.write(first, estimates.numpy())
             first += estimates.shape[-1]
         return True
 

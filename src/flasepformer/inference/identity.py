@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 _OPTION_WORDS = {"mix_channels": "mixing of channels", "chunk_seconds": "length of chunks",
-                 "overlap_seconds": "overlap of chunks", "finisher": "way to finish the tracks"}  # fmt: skip
+                 "overlap_seconds": "overlap of chunks", "finisher": "way to finish the tracks",
+                 "passes": "number of passes"}  # fmt: skip
+_ALWAYS_BEFORE = {"passes": 1}  # of reports that do not say
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def difference(
         return f"it is by another model, {was['model'].get('name')} with other weights"
     squeezed = report.get("mode") == "chunks" and options.get("mode") == "auto"
     for name, value in options.items():
-        before = was["options"].get(name)
+        before = was["options"].get(name, _ALWAYS_BEFORE.get(name))
         if before != value and (name != "memory" or squeezed):
             return (
                 f"it is with another {_OPTION_WORDS.get(name, name)}: {_shown(before)}, now {_shown(value)}"

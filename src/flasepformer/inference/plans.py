@@ -77,6 +77,7 @@ class Planner:
         chunk_length: Samples in a chunk.
         overlap: Samples that two chunks have in common.
         shorter_chunks: Halve chunks that do not fit; otherwise the recording is refused.
+        several: Whether mixtures go through the model several times.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Planner:
         chunk_length: int,
         overlap: int,
         shorter_chunks: bool = True,
+        several: bool = False,
     ) -> None:
         self._model = model
         self._mode = mode
@@ -94,6 +96,7 @@ class Planner:
         self._chunk_length = chunk_length
         self._overlap = overlap
         self._shorter_chunks = shorter_chunks
+        self._several = several
         self._sample_rate, self._n_sources = model.sample_rate, model.n_sources
 
     def plan(
@@ -154,7 +157,7 @@ class Planner:
         """Find room for the mixture and the estimates."""
         if plan.need is None:
             return plan
-        n_bytes = signal_bytes(self._n_sources, n_samples)
+        n_bytes = signal_bytes(self._n_sources, n_samples, self._several)
         taken = max(WORK_BYTES if device.type == "cuda" else plan.need.memory_bytes, later_bytes)
         need = replace(plan.need, memory_bytes=max(plan.need.memory_bytes, later_bytes))
         if taken + n_bytes <= usable:
@@ -177,7 +180,9 @@ class Planner:
         if plan.frame_bytes == 0 and plan.signals_on_disk:
             return None
         need = need_in_pieces(self._model, n_samples, 0, plan.piece_length)
-        need = replace(need, disk_bytes=need.disk_bytes + signal_bytes(self._n_sources, n_samples))
+        need = replace(
+            need, disk_bytes=need.disk_bytes + signal_bytes(self._n_sources, n_samples, self._several)
+        )
         if need.disk_bytes > shutil.disk_usage(spill_folder()).free:
             return None
         return replace(plan, need=need, frame_bytes=0, signals_on_disk=True)
@@ -193,7 +198,7 @@ class Planner:
                 f"{format_size(usable)} may be used"
             )
             return self._plan_chunks(n_samples, usable, reason, least)
-        n_bytes = signal_bytes(self._n_sources, n_samples)
+        n_bytes = signal_bytes(self._n_sources, n_samples, self._several)
         need = need_in_pieces(self._model, n_samples, None, piece_length)
         frame_bytes = None
         if need.memory_bytes + n_bytes > usable:  # the signals stay in memory where they are small against it
@@ -226,7 +231,7 @@ class Planner:
         self, n_samples: int, usable: float, reason: str = "", otherwise: float = math.inf
     ) -> Plan:
         """Plan chunks, shorter ones if those wanted do not fit; `otherwise` is what another way takes."""
-        n_bytes = signal_bytes(self._n_sources, n_samples)
+        n_bytes = signal_bytes(self._n_sources, n_samples, self._several)
         if n_bytes > shutil.disk_usage(spill_folder()).free:
             usable -= n_bytes  # mixture and estimates stay in memory
         plan: Plan | None = Plan(

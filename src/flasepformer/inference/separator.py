@@ -141,6 +141,7 @@ class FileOptions(TypedDict, total=False):
 
 _RUN_DEFAULTS: dict[str, Any] = {
     "mode": "auto", "memory": None, "chunk_seconds": 30.0, "overlap_seconds": 5.0, "precision": "float32",
+    "passes": 1,
 }  # fmt: skip
 _FILE_DEFAULTS: dict[str, Any] = {
     "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False

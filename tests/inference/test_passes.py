@@ -1,0 +1,133 @@
+"""Several passes over a recording come out as their mean, with every talker on one track."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from flasepformer.audio import StoredSignals
+from flasepformer.inference import Separator
+from flasepformer.inference.estimates import signal_bytes
+from flasepformer.inference.execution import ModelRunner
+from flasepformer.inference.outputs import AlreadySeparated, OutputExists
+from flasepformer.inference.passes import MAX_PASSES, Variant, blend, variants
+
+RATE = 8000
+
+
+def stored(samples, folder=None):
+    signals = StoredSignals(*samples.shape, folder)
+    signals.write(0, samples)
+    return signals
+
+
+def talk(n_samples, seed=0):
+    """Two unlike signals, (2, time)."""
+    return np.random.default_rng(seed).standard_normal((2, n_samples)).astype(np.float32)
+
+
+def test_the_first_pass_hears_the_recording_and_every_other_something_else():
+    assert variants(1, RATE) == [Variant()]
+    assert len({*variants(MAX_PASSES, RATE)}) == MAX_PASSES
+    for n_passes in (0, MAX_PASSES + 1):
+        with pytest.raises(ValueError, match=f"passes must be from 1 to {MAX_PASSES}, got {n_passes}"):
+            variants(n_passes, RATE)
+
+
+@pytest.mark.parametrize("variant", variants(MAX_PASSES, RATE))
+def test_a_changed_recording_is_read_anywhere(variant):
+    samples = talk(1000)[:1]
+    changed = variant.of(stored(samples))
+    whole = variant.sign * np.pad(samples, ((0, 0), (variant.shift, 0)))
+    assert changed.n_samples == whole.shape[1]
+    for first, last in ((0, 1000 + variant.shift), (0, 10), (250, 270), (500, 520), (990, 1000)):
+        assert np.array_equal(changed.read(first, last), whole[:, first:last])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("n_samples", [1, RATE // 2, 3 * RATE + 7])
+def test_a_pass_that_gives_the_same_changes_nothing_whatever_the_order_of_its_tracks(
+    n_samples, on_disk, tmp_path
+):
+    sources, folder = talk(n_samples), tmp_path if on_disk else None
+    mean = stored(sources, folder)
+    for number, variant in enumerate(variants(4, RATE)[1:], start=1):
+        same = variant.sign * np.pad(sources[::-1], ((0, 0), (variant.shift, 0)))
+        blend(mean, stored(same, folder), variant, number, RATE)
+    assert mean.read(0, n_samples) == pytest.approx(sources, abs=1e-6)
+
+
+def test_a_pass_that_changes_its_mind_does_not_mix_the_talkers():
+    sources = talk(8 * RATE)
+    turned = np.concatenate([sources[:, : 4 * RATE], sources[::-1, 4 * RATE :]], axis=1)
+    mean = stored(sources)
+    blend(mean, stored(turned), Variant(), 1, RATE)
+    found = mean.read(0, 8 * RATE)
+    for first, last in ((0, 3 * RATE), (5 * RATE, 8 * RATE)):  # all but the second around the change
+        assert found[:, first:last] == pytest.approx(sources[:, first:last], abs=1e-6)
+
+
+def test_the_mean_has_the_same_share_of_every_pass():
+    sources, noise = talk(RATE), talk(RATE, 1)
+    mean = stored(sources)
+    for number in (1, 2):
+        blend(mean, stored(sources + 0.3 * noise), Variant(), number, RATE)
+    assert mean.read(0, RATE) == pytest.approx(sources + 0.2 * noise, abs=1e-5)
+
+
+def test_silence_stays_silence():
+    mean = stored(np.zeros((2, RATE), np.float32))
+    blend(mean, stored(np.zeros((2, RATE + 504), np.float32)), Variant(504, -1), 1, RATE)
+    assert not mean.read(0, RATE).any()
+
+
+@pytest.mark.parametrize("mode", ["whole", "chunks"])
+def test_a_runner_gives_the_mean_of_what_the_network_makes_of_each_variant(separator, voices, mode):
+    samples = voices(RATE // 2)[None]  # so short that one order of the tracks holds for all of it
+    runner = ModelRunner(separator.model, "cpu", mode=mode, passes=3)
+    told = []
+    passage = runner.run(stored(samples), runner.plan(RATE // 2), progress=told.append)
+    expected, first = np.zeros((2, RATE // 2)), None
+    for number, variant in enumerate(variants(3, RATE)):
+        changed = variant.sign * np.pad(samples, ((0, 0), (variant.shift, 0)))
+        with torch.no_grad():
+            estimates = separator.model(torch.from_numpy(changed.astype(np.float32)))[0].numpy()
+        estimates = variant.sign * estimates[:, variant.shift :]
+        alike = (
+            estimates[::-1]
+            if (estimates[::-1] * expected).sum() > (estimates * expected).sum()
+            else estimates
+        )
+        expected = (number * expected + alike) / (number + 1)
+        first = estimates if first is None else first
+    found = passage.estimates.read(0, RATE // 2)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert np.abs(found - first).max() > 1e-3
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_the_memory_of_a_second_pass_is_counted(separator):
+    one, two = (
+        ModelRunner(separator.model, "cpu", passes=passes).plan(8000 * 60).need.memory_bytes
+        for passes in (1, 2)
+    )
+    assert two - one == signal_bytes(2, 8000 * 60, True) - signal_bytes(2, 8000 * 60) == 2 * 8000 * 60 * 4
+
+
+def test_the_report_says_how_many_and_another_number_is_another_separation(model_folder, voices, tmp_path):
+    soundfile.write(tmp_path / "talk.wav", voices(6000), RATE)
+    once, twice = (Separator.from_pretrained(model_folder, "cpu", passes=passes) for passes in (1, 2))
+    once.separate_file(tmp_path / "talk.wav", tmp_path / "out")
+    path = tmp_path / "out" / "talk_separation.json"
+    report = json.loads(path.read_text())
+    assert report["options"].pop("passes") == 1
+    path.write_text(json.dumps(report))  # as written before there was such an option
+    with pytest.raises(AlreadySeparated):
+        once.separate_file(tmp_path / "talk.wav", tmp_path / "out")
+    with pytest.raises(OutputExists, match="another number of passes: 1, now 2"):
+        twice.separate_file(tmp_path / "talk.wav", tmp_path / "out")
+    again = twice.separate_file_with_report(tmp_path / "talk.wav", tmp_path / "out", overwrite=True)
+    assert again.options["passes"] == 2
