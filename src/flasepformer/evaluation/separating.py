@@ -105,13 +105,16 @@ def label_run(description: Mapping[str, Any]) -> str:
 
     >>> label_run({"mode": "chunks", "chunk_seconds": 30.0}), label_run({"mode": "whole", "memory": None})
     ('chunks of 30 s', 'whole')
-    >>> label_run({"mode": "network"}), label_run({})
-    ('', '')
+    >>> label_run({"mode": "network"}), label_run({}), label_run({"mode": "whole", "passes": 2})
+    ('', '', 'whole, 2 passes')
     """
     mode = description.get("mode", "network")
-    if mode == "chunks" and "chunk_seconds" in description:
-        return f"chunks of {description['chunk_seconds']:g} s"
-    return "" if mode == "network" else str(mode)
+    if mode == "network":
+        return ""
+    known = mode == "chunks" and "chunk_seconds" in description
+    way = f"chunks of {description['chunk_seconds']:g} s" if known else str(mode)
+    passes = description.get("passes", 1)
+    return way if passes == 1 else f"{way}, {passes} passes"
 
 
 def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:
