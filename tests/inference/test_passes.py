@@ -36,10 +36,11 @@ def test_the_first_pass_hears_the_recording_and_every_other_something_else():
             variants(n_passes, RATE)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("variant", variants(MAX_PASSES, RATE))
-def test_a_changed_recording_is_read_anywhere(variant):
+def test_a_changed_recording_is_read_anywhere(variant, on_disk, tmp_path):
     samples = talk(1000)[:1]
-    changed = variant.of(stored(samples))
+    changed = variant.of(stored(samples, tmp_path if on_disk else None))
     whole = variant.sign * np.pad(samples, ((0, 0), (variant.shift, 0)))
     assert changed.n_samples == whole.shape[1]
     for first, last in ((0, 1000 + variant.shift), (0, 10), (250, 270), (500, 520), (990, 1000)):

@@ -180,6 +180,7 @@ class ModelRunner:
                     passage.estimates, passage.joins = estimates, joins
                 else:
                     blend(passage.estimates, estimates, variant, number, self.sample_rate)
+                del estimates  # before there is room for those of the next pass
         except OSError as error:
             raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error
 

@@ -58,10 +58,12 @@ class _Changed:
         return self.mixture.n_samples + self.variant.shift
 
     def read(self, first: int, last: int) -> Samples:
-        shift = self.variant.shift
-        samples = self.mixture.read(max(first - shift, 0), max(last - shift, 0))
-        silence = np.zeros((samples.shape[0], last - first - samples.shape[1]), np.float32)
-        return np.concatenate([silence, np.float32(self.variant.sign) * samples], axis=1)
+        n_silent = min(max(self.variant.shift - first, 0), last - first)
+        changed = np.zeros((1, last - first), np.float32)
+        if n_silent < last - first:
+            samples = self.mixture.read(first + n_silent - self.variant.shift, last - self.variant.shift)
+            np.multiply(samples, np.float32(self.variant.sign), out=changed[:, n_silent:])
+        return changed
 
 
 def blend(
