@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from flasepformer.cli import app, main
 from flasepformer.inference import Separator, weights_digest
 from flasepformer.inference.estimates import need_as_a_whole, need_beside_frames
+from flasepformer.inference.passes import MAX_PASSES
 from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
 
 RATE = 8000
@@ -425,6 +426,16 @@ def test_chunks_are_of_the_length_that_is_asked_for(run, tmp_path):
     (result,) = json.loads(stdout)["results"]
     assert (result["mode"], result["n_joins"]) == ("chunks", 3)
     assert soundfile.info(result["tracks"][0]).frames == 24_800
+
+
+def test_several_passes_are_made_and_reported_and_too_many_refused(run, tmp_path):
+    record(tmp_path / "talk.wav", seconds=1.0)
+    arguments = (tmp_path / "talk.wav", "--out", tmp_path / "out", "--passes")
+    code, _, stderr = run(*arguments, MAX_PASSES + 1)
+    assert (code, "--passes" in stderr, (tmp_path / "out").exists()) == (2, True, False)
+    assert run(*arguments, MAX_PASSES)[0] == 0
+    report = json.loads((tmp_path / "out" / "talk_separation.json").read_text())
+    assert report["options"]["passes"] == MAX_PASSES
 
 
 def test_short_recordings_keep_their_length(run, tmp_path):  # rows 34, 35

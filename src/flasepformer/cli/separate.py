@@ -110,7 +110,7 @@ def separate(
         int,
         typer.Option(
             min=1,
-            max=9,
+            max=8,
             help="Separate each recording so many times, a little changed, and take the mean: "
             "better tracks, and so many times as long.",
         ),

@@ -171,11 +171,9 @@ class ModelRunner:
                 estimates = StoredSignals(
                     self.n_sources, changed.n_samples, folder if plan.signals_on_disk else None
                 )
-                joins = self._pass(
-                    passage, changed, estimates, silence,
-                    lambda share, number=number: progress((number + share) / n_passes),  # type: ignore[misc]
-                )  # fmt: skip
-                progress((number + 1) / n_passes)
+                tell = _told_of_all(progress, number, n_passes)
+                joins = self._pass(passage, changed, estimates, silence, tell)
+                tell(1.0)
                 if number == 0:
                     passage.estimates, passage.joins = estimates, joins
                 else:
@@ -313,6 +311,11 @@ def _on(device: torch.device, *models: SeparationNetwork) -> SeparationNetwork:
         if all(parameter.device == device for parameter in model.parameters()):
             return model
     return copy.deepcopy(models[-1]).to(device)
+
+
+def _told_of_all(progress: Callable[[float], None], number: int, n_passes: int) -> Callable[[float], None]:
+    """Return what tells the share of all passes, given that of one of them."""
+    return lambda share: progress((number + share) / n_passes)
 
 
 def _is_finite(x: Tensor) -> bool:

@@ -155,7 +155,7 @@ class OptimizationConfig:
     """Ship the mean of the weights of this many best validations."""
     precision: Literal["no", "bf16", "auto"] = "no"
     """Mixed precision; the loss is always computed in float32. "auto" measures at the start of the run if the
-    machine is faster in bfloat16, says so, and decides by it; Muon orthogonalizes in the same."""
+    machine is clearly faster in bfloat16, says so, and decides by it; Muon orthogonalizes in the same."""
     checkpoint_activations: bool = False
     """Compute the blocks a second time in the backward pass instead of keeping what is in them: less memory,
     for long segments, at the price of another forward pass."""
