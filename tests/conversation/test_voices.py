@@ -9,6 +9,7 @@ import soundfile
 from flasepformer.audio import resample
 from flasepformer.conversation import Conversation
 from flasepformer.conversation.activity import counted_activity, runs
+from flasepformer.conversation.conversation import is_one_person
 from flasepformer.conversation.counting import talker_chances
 from flasepformer.conversation.frames import sweep
 from flasepformer.conversation.mels import HOP, log_mel, read_mels
@@ -70,14 +71,14 @@ def test_it_is_counted_how_many_talk(voices, passed_of):
     talks = counted_activity(frames, chances)
     wanted = np.repeat([[talker in who for who in plan] for talker in (0, 1)], 75, axis=1)
     assert (talks == wanted).mean() > 0.85  # their own pauses count as errors
-    assert talks.all(0)[(wanted.sum(0) < 2)].mean() < 0.05
+    assert talks.all(0)[(wanted.sum(0) < 2)].mean() < 0.08
 
 
 def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
     plan = [(0,), (1,), (0,), (1,), (0,), (1,), (0,), (1,)]
-    sources = turns_of(voices, plan, pause=0.3)
+    sources = turns_of(voices, plan, seconds=2.5, pause=0.3)
     estimates = leaking(sources)
-    wrong = slice(3 * 12000, 4 * 12000)
+    wrong = slice(3 * 20000, 4 * 20000)
     estimates[:, wrong] = estimates[::-1, wrong]
     passed = passed_of(sources.sum(0), RATE, estimates)
     frames = sweep(passed)
@@ -85,12 +86,26 @@ def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
     assert found.n_mended >= 1
     (first, last), *others = runs(found.swapped)
     assert not others
-    assert (first, last) == pytest.approx((225, 300), abs=25)
+    assert (first, last) == pytest.approx((375, 500), abs=25)
     finished = Conversation().finish(passed)
     tracks = finished.tracks(0, passed.n_samples)
     for track, source in zip(tracks, sources, strict=True):
         assert np.corrcoef(track, source)[0, 1] > 0.97
     assert finished.facts["n_mended"] == found.n_mended
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_who_never_talks_alone_is_somebody_else_only_with_another_voice(voices, passed_of, is_one):
+    sources = turns_of(voices, [(0,), (0,), (0,), (0,), (0, 1), (0, 1)])
+    if is_one:
+        sources[1] = 0
+    estimates = sources if not is_one else np.stack([0.6 * sources[0], 0.4 * sources[0]])
+    passed = passed_of(sources.sum(0), RATE, estimates)
+    activity = np.ones((2, 450), bool)
+    activity[1, :300] = False
+    turns = mend(passed, activity)
+    assert (turns.likeness > 0.5) if is_one else (turns.likeness < 0.3)
+    assert is_one_person(activity, turns) == is_one
 
 
 def test_one_voice_cut_into_two_tracks_is_one_person(voices, passed_of):

@@ -5,6 +5,7 @@ The spectra can: a remainder has the first one's. A small network hears 0.6 s to
 was trained on conversations, monologues and noise separated by the default model (`training.counting`).
 """
 
+import math
 from functools import cache
 from importlib.resources import as_file, files
 
@@ -27,13 +28,15 @@ RANK_FRAMES = 25
 """Over which it is decided which track is the louder one."""
 
 _FLOOR = 1e-6
+SILENCE = math.log(_FLOOR) / 4 + 2
+"""The feature of a band in which there is nothing."""
 _AT_ONCE = 1500
 
 
 class CountNetwork(nn.Module):
     """Map features (batch, frames, 3 * mels) to logits (batch, frames, 3) of none, one and two talkers."""
 
-    def __init__(self, n_channels: int = 64) -> None:
+    def __init__(self, n_channels: int = 112) -> None:
         super().__init__()
         self.enter = nn.Conv1d(3 * N_MELS, n_channels, 1)
         self.layers = nn.ModuleList(

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 WEIGHTS = "pretrained/conversation/people.safetensors"
 
 MAX_PEOPLE = 10
-COUNTS = 0.4
+COUNTS = 0.65
 """How much of a stretch's evidence counts: stretches of one person differ more than Gaussian noise would."""
 VARIES = 0.1
 """Variance of somebody's voice that no length of speech takes away: people have more than one way to talk."""
@@ -53,8 +53,8 @@ class VoiceSpace:
             counts: Share of the evidence that counts.
         """
         seconds = min(seconds, 4.0)
-        weight = counts * (0.45 + 0.27 * seconds)
-        place = (voice - self.mean) @ self.transform / np.sqrt(0.78 + 0.12 * seconds)
+        weight = counts * 0.43 * seconds / (1 + 0.11 * seconds)
+        place = (voice - self.mean) @ self.transform / (1.12 * seconds / (0.3 + seconds))
         return np.concatenate([weight * place, np.full((*place.shape[:-1], 1), weight)], -1)
 
     def evidence(self, observed: Array) -> Array:

@@ -80,7 +80,10 @@ class Turns:
     n_mended: int
     """Stretches that were moved."""
     likeness: float
-    """Of the voices of two talkers, those most alike, -1 to 1; nan if one has none."""
+    """Of the voices of two talkers, those most alike, -1 to 1; nan if one has none.
+
+    Who never talks alone has the voice of its estimates, if there is any.
+    """
     voices: NDArray[np.float64] | None = None
     """(talker, n_dims), of length 1, zero for one who never talks alone; None if nobody does."""
 
@@ -157,7 +160,10 @@ def mend(passed: Passed, activity: Activity) -> Turns:
     )
     sums = _sums(found, states)
     voices = sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-9)
-    return Turns(swapped, doubts, int(states.sum()), _likeness(found, states), voices)
+    likeness = _likeness(found, states)
+    if np.isnan(likeness):
+        likeness = _likeness_of_estimates(found, states, sums)
+    return Turns(swapped, doubts, int(states.sum()), likeness, voices)
 
 
 DOUBTFUL_GAIN = 2.2
@@ -245,3 +251,16 @@ def _likeness(found: list[Stretch], states: NDArray[np.intp]) -> float:
     sums = _sums(found, states)
     lengths = np.linalg.norm(sums, axis=-1)
     return float(sums[0] @ sums[1] / lengths.prod()) if lengths.min() > 1e-6 else float("nan")
+
+
+def _likeness_of_estimates(
+    found: list[Stretch], states: NDArray[np.intp], sums: NDArray[np.float64]
+) -> float:
+    """Return how alike the one who talks alone is to the estimates of the one who never does, nan if none."""
+    lesser = int(np.linalg.norm(sums, axis=-1).argmin())
+    voice = np.zeros(sums.shape[-1])
+    for stretch, state in zip(found, states, strict=True):
+        if stretch.track is None and stretch.voices is not None:
+            voice += (stretch.last - stretch.first) * stretch.voices[lesser ^ int(state)]
+    lengths = np.linalg.norm(voice) * np.linalg.norm(sums[1 - lesser])
+    return float(voice @ sums[1 - lesser] / lengths) if lengths > 1e-6 else float("nan")

@@ -2,8 +2,8 @@
 
 Usage: python -m flasepformer.training.counting SPEECH.csv OUT.safetensors [--noise FOLDER]
 
-Conversations of two train talkers with 0 to 50 % overlap, a third of them with noise, and monologues, all
-separated by the default model. Prints how many frames of the split `valid` are counted right.
+Conversations of one to four train talkers with 0 to 50 % overlap, a third of them with noise, separated by
+the default model. Prints how many frames of the split `valid` are counted right.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from flasepformer.audio import read_audio, resample
 from flasepformer.conversation.activity import filled, without_short
-from flasepformer.conversation.counting import CONTEXT, CountNetwork, features, loud_power
+from flasepformer.conversation.counting import CONTEXT, SILENCE, CountNetwork, features, loud_power
 from flasepformer.conversation.frames import frame_edges, in_db, smoothed, sweep
 from flasepformer.conversation.mels import N_MELS
 from flasepformer.data import SpeechStore, Utterance, plan_conversations, read_utterances
@@ -31,8 +31,10 @@ from flasepformer.training.optimizers import set_rate
 
 RATE = 8000
 OVERLAPS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-MONOLOGUES = 0.25
-"""Share of the recordings in which one talks."""
+PEOPLE = (0.25, 0.35, 0.2, 0.2)
+"""Shares of the recordings in which one to four talk."""
+COLLAPSED = 0.15
+"""Share of the examples whose tracks tell nothing: all is on one, as where a model hears one voice."""
 NOISY = 0.33
 CROP = 300
 BATCH = 16
@@ -73,14 +75,17 @@ def recordings(
     for number in range(count):
         seconds = float(rng.uniform(4, 60))
         overlap = float(rng.choice(OVERLAPS))
-        pair = set(rng.choice(talkers, 2, replace=False).tolist())  # of all, the pairs are millions
-        said_by = [utterance for utterance in utterances if utterance.speaker in pair]
-        plan = plan_conversations(said_by, 1, seed + number, seconds=seconds, overlap=overlap)[0]
-        sources = np.zeros((2, round(seconds * RATE)), np.float32)
-        levels = 0.05 * 10 ** (rng.uniform(-5, 5, 2) / 20)
-        alone = rng.random() < MONOLOGUES
+        n_people = min(1 + int(rng.choice(len(PEOPLE), p=PEOPLE)), len(talkers))
+        n_drawn = max(n_people, 2)  # a monologue is what one of two says
+        who = set(rng.choice(talkers, n_drawn, replace=False).tolist())  # of all, the groups are millions
+        said_by = [utterance for utterance in utterances if utterance.speaker in who]
+        plan = plan_conversations(
+            said_by, 1, seed + number, n_sources=n_drawn, seconds=seconds, overlap=overlap
+        )[0]
+        sources = np.zeros((n_drawn, round(seconds * RATE)), np.float32)
+        levels = 0.05 * 10 ** (rng.uniform(-5, 5, n_drawn) / 20)
         for turn in plan.turns:
-            if alone and turn.talker != plan.turns[0].talker:
+            if n_people == 1 and turn.talker != plan.turns[0].talker:
                 continue
             recording = read_audio(turn.utterance.path)
             said = resample(recording.samples.mean(0), recording.sample_rate, RATE)
@@ -108,7 +113,7 @@ def example(
         mixture=array_reader(mixture), estimates=array_reader(estimates),
     )  # fmt: skip
     frames = sweep(passed)
-    counted = np.stack([speaks(source) for source in sources]).sum(0)
+    counted = np.stack([speaks(source) for source in sources]).sum(0).clip(max=2)
     return features(passed, frames, 0, len(frames), loud_power(frames)), torch.from_numpy(counted)
 
 
@@ -137,6 +142,9 @@ def train_counting(examples: Sequence[tuple[Tensor, Tensor]], steps: int, seed: 
             n = min(len(counted), CROP)
             inputs[row, :n] = feature[start : start + n]
             targets[row, :n] = counted[start : start + n]
+        collapsed = torch.from_numpy(rng.random(BATCH) < COLLAPSED)
+        inputs[collapsed, :, N_MELS : 2 * N_MELS] = inputs[collapsed, :, :N_MELS]
+        inputs[collapsed, :, 2 * N_MELS :] = SILENCE
         # Other microphones and levels: a curve over the bands, the same for all three; and some noise.
         curve = 0.15 * torch.randn(BATCH, 1, 1) + 0.3 * torch.randn(BATCH, 1, 1) * torch.linspace(
             -1, 1, N_MELS
@@ -170,13 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("speech", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--noise", type=Path)
-    parser.add_argument("--conversations", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=1500, help="of training")
+    parser.add_argument("--conversations", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=2400, help="of training")
     options = parser.parse_args(arguments)
     separator = Separator.from_pretrained(device="cpu")
     trained, valid = (
         [example(separator, *made) for made in recordings(options.speech, split, count, options.noise, seed)]
-        for split, count, seed in (("train", options.conversations, 1), ("valid", 12, 2))
+        for split, count, seed in (("train", options.conversations, 1), ("valid", 24, 2))
     )
     network = train_counting(trained, options.steps)
     save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, options.out)
