@@ -96,16 +96,17 @@ def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
 
 @pytest.mark.parametrize("is_one", [True, False])
 def test_who_never_talks_alone_is_somebody_else_only_with_another_voice(voices, passed_of, is_one):
-    sources = turns_of(voices, [(0,), (0,), (0,), (0,), (0, 1), (0, 1)])
+    sources = turns_of(voices, [(0,), (0, 1), (0,), (0,), (0, 1), (0,)], seconds=2.5)
     if is_one:
         sources[1] = 0
     estimates = sources if not is_one else np.stack([0.6 * sources[0], 0.4 * sources[0]])
     passed = passed_of(sources.sum(0), RATE, estimates)
-    activity = np.ones((2, 450), bool)
-    activity[1, :300] = False
+    activity = np.ones((2, 750), bool)
+    activity[1, :125] = activity[1, 250:500] = activity[1, 625:] = False
     turns = mend(passed, activity)
     assert (turns.likeness > 0.5) if is_one else (turns.likeness < 0.3)
     assert is_one_person(activity, turns) == is_one
+    assert is_one or (turns.n_mended == 0 and len(turns.doubts) == 0)
 
 
 def test_one_voice_cut_into_two_tracks_is_one_person(voices, passed_of):

@@ -160,9 +160,7 @@ def mend(passed: Passed, activity: Activity) -> Turns:
     )
     sums = _sums(found, states)
     voices = sums / np.maximum(np.linalg.norm(sums, axis=-1, keepdims=True), 1e-9)
-    likeness = _likeness(found, states)
-    if np.isnan(likeness):
-        likeness = _likeness_of_estimates(found, states, sums)
+    likeness = _likeness(found, states, estimates=True)
     return Turns(swapped, doubts, int(states.sum()), likeness, voices)
 
 
@@ -217,13 +215,17 @@ def _settle(
 def _scores(found: list[Stretch], states: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return the log likelihoods (stretch, 2) as they are and swapped, each by the voices of all others."""
     scores = np.zeros((len(found), 2))
-    sums = _sums(found, states)
+    sums = _sums(found, states, estimates=True)
+    talks_alone = np.linalg.norm(_sums(found, states), axis=-1, keepdims=True) > 0
     for index, (stretch, state) in enumerate(zip(found, states, strict=True)):
         if stretch.voices is None:
             continue
         others = sums.copy()
         if stretch.track is not None:
             others[stretch.track ^ int(state)] -= stretch.weight * stretch.voices
+        else:
+            heard = stretch.weight * stretch.voices[[int(state), 1 - int(state)]]
+            others -= np.where(talks_alone, 0.0, heard)
         lengths = np.linalg.norm(others, axis=-1)
         if lengths.min() < 1e-6:
             continue
@@ -236,31 +238,27 @@ def _scores(found: list[Stretch], states: NDArray[np.intp]) -> NDArray[np.float6
     return scores
 
 
-def _sums(found: list[Stretch], states: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Return the weighted sums (2, n_dims) of the voices of both talkers, by the stretches of one alone."""
+def _sums(found: list[Stretch], states: NDArray[np.intp], *, estimates: bool = False) -> NDArray[np.float64]:
+    """Return the weighted sums (2, n_dims) of the voices of both talkers, by the stretches of one alone.
+
+    With `estimates`, who never talks alone has the sum of the estimates where both talk, instead of none.
+    """
     n_dims = next((stretch.voices.shape[-1] for stretch in found if stretch.voices is not None), 1)
-    sums = np.zeros((2, n_dims))
+    alone, of_estimates = np.zeros((2, n_dims)), np.zeros((2, n_dims))
     for stretch, state in zip(found, states, strict=True):
-        if stretch.track is not None and stretch.voices is not None:
-            sums[stretch.track ^ int(state)] += stretch.weight * stretch.voices
-    return sums
+        if stretch.voices is None:
+            continue
+        if stretch.track is None:
+            of_estimates += stretch.weight * stretch.voices[[int(state), 1 - int(state)]]
+        else:
+            alone[stretch.track ^ int(state)] += stretch.weight * stretch.voices
+    if not estimates:
+        return alone
+    return np.where(alone.any(-1, keepdims=True), alone, of_estimates)
 
 
-def _likeness(found: list[Stretch], states: NDArray[np.intp]) -> float:
-    """Return how alike the two talkers are, nan if one has no stretch alone."""
-    sums = _sums(found, states)
+def _likeness(found: list[Stretch], states: NDArray[np.intp], *, estimates: bool = False) -> float:
+    """Return how alike the two talkers are, nan if one has no voice; see `_sums`."""
+    sums = _sums(found, states, estimates=estimates)
     lengths = np.linalg.norm(sums, axis=-1)
     return float(sums[0] @ sums[1] / lengths.prod()) if lengths.min() > 1e-6 else float("nan")
-
-
-def _likeness_of_estimates(
-    found: list[Stretch], states: NDArray[np.intp], sums: NDArray[np.float64]
-) -> float:
-    """Return how alike the one who talks alone is to the estimates of the one who never does, nan if none."""
-    lesser = int(np.linalg.norm(sums, axis=-1).argmin())
-    voice = np.zeros(sums.shape[-1])
-    for stretch, state in zip(found, states, strict=True):
-        if stretch.track is None and stretch.voices is not None:
-            voice += (stretch.last - stretch.first) * stretch.voices[lesser ^ int(state)]
-    lengths = np.linalg.norm(voice) * np.linalg.norm(sums[1 - lesser])
-    return float(voice @ sums[1 - lesser] / lengths) if lengths > 1e-6 else float("nan")
