@@ -29,8 +29,8 @@ LEVEL_FRAMES = 5
 
 HEARD = 1.0
 """How much of the evidence of a stretch alone counts in saying whose it is; in counting people it is less."""
-HEARD_OF_TWO = 0.5
-"""The same of an estimate, which has some of the other voice."""
+HEARD_OF_TWO = 0.25
+"""The same of an estimate, which has some of the other voice and may have nothing above 4 kHz."""
 PAUSES_SECONDS = (0.0, 0.5, 1.0)
 """No pause; a short one; one of a second; longer ones."""
 SAME_ODDS = np.array([[1.2, 4.5], [-0.7, 2.5], [-1.4, 1.8], [-2.0, 0.3]])

@@ -17,15 +17,18 @@ from safetensors.numpy import load_file
 WEIGHTS = "pretrained/conversation/people.safetensors"
 
 MAX_PEOPLE = 10
-COUNTS = 0.65
+COUNTS = 0.75
 """How much of a stretch's evidence counts: stretches of one person differ more than Gaussian noise would."""
 VARIES = 0.1
 """Variance of somebody's voice that no length of speech takes away: people have more than one way to talk."""
-NEW_PERSON, OF_MANY, FEW_TURNS = -1.0, -2.0, 10
+NEW_PERSON, OF_MANY, FEW_TURNS = -3.0, -2.0, 10
 """Log odds that another person has, before anything is heard, with so few turns; and what is added for every
 e-fold of them: the division is the best of many, and of more turns more look good by chance."""
 AT_ONCE = 600
 """Turns that are joined at once; of more, neighbours in time first, so that memory is bounded."""
+
+MOST_SECONDS = 6.0
+"""A longer stretch counts no more than one so long, of which it is listened to."""
 
 Array = NDArray[np.float64]
 
@@ -52,9 +55,9 @@ class VoiceSpace:
             seconds: Length of the stretch.
             counts: Share of the evidence that counts.
         """
-        seconds = min(seconds, 4.0)
-        weight = counts * 0.43 * seconds / (1 + 0.11 * seconds)
-        place = (voice - self.mean) @ self.transform / (1.12 * seconds / (0.3 + seconds))
+        seconds = min(seconds, MOST_SECONDS)
+        weight = counts * 0.4 * seconds**2 / (seconds + 0.2)
+        place = (voice - self.mean) @ self.transform / (1.3 * seconds / (0.6 + seconds))
         return np.concatenate([weight * place, np.full((*place.shape[:-1], 1), weight)], -1)
 
     def evidence(self, observed: Array) -> Array:

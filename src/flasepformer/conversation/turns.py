@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from flasepformer.conversation.activity import Activity
 from flasepformer.conversation.decoding import best_through, likeliest_path
 from flasepformer.conversation.frames import FRAME_SECONDS, FRAMES_PER_SECOND
-from flasepformer.conversation.mels import read_mels
-from flasepformer.conversation.voice import voice_of
-from flasepformer.inference.finishing import Passed
+from flasepformer.conversation.people import MOST_SECONDS
+from flasepformer.conversation.voice import SAMPLE_RATE, voice_of
+from flasepformer.inference.finishing import Passed, read_resampled
 
 LEAST_SECONDS = 0.4
 """A shorter stretch has no voice; it goes with its neighbours."""
-MOST_SECONDS = 6.0
-"""Of a stretch that are listened to."""
 WEIGHT_SECONDS = 2.0
 """A stretch so long counts once; shorter ones less, longer ones up to twice."""
-SHARPNESS = 16.0
+SHARPNESS = 24.0
 """Of the likeness of voices, as a log likelihood."""
 CHANGE, CHANGE_WITHIN = -1.0, -5.0
 """Log probability that the talkers change tracks from one stretch to the next, and where one talks on."""
@@ -116,11 +114,13 @@ def voices_in(passed: Passed, first: int, last: int, track: int | None) -> NDArr
     if (last - first) * FRAME_SECONDS < LEAST_SECONDS:
         return None
     spare = max(0, last - first - round(MOST_SECONDS * FRAMES_PER_SECOND))
-    first, last = first + spare // 2, last - (spare - spare // 2)
-    rate, n = passed.estimate_rate, passed.n_estimate_samples
-    read = passed.estimates if track is None else passed.mixture
-    mels = read_mels(read, n, rate, first, last)
-    return np.stack([voice_of(one) for one in mels]) if track is None else voice_of(mels)
+    frame = round(FRAME_SECONDS * SAMPLE_RATE)
+    first, last = (first + spare // 2) * frame, (last - (spare - spare // 2)) * frame
+    if track is None:
+        read, n, rate = passed.estimates, passed.n_estimate_samples, passed.estimate_rate
+        return np.stack([voice_of(one) for one in read_resampled(read, n, rate, SAMPLE_RATE, first, last)])
+    read, n, rate = passed.recording, passed.n_samples, passed.sample_rate
+    return voice_of(read_resampled(read, n, rate, SAMPLE_RATE, first, last))
 
 
 def mend(passed: Passed, activity: Activity) -> Turns:
