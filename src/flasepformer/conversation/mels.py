@@ -1,4 +1,4 @@
-"""Mel spectrograms of pieces of a recording: what voices and talkers are told apart by."""
+"""Mel spectrograms of pieces of a recording: what it is counted by how many talk at a time."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flasepformer.inference.finishing import Read, Samples, read_resampled
 
 SAMPLE_RATE = 8000
-"""Of everything that is listened to here, in Hz."""
+"""Of what is listened to here, in Hz."""
 HOP = 160
 """Samples from one frame to the next: 20 ms."""
 N_FFT = 256

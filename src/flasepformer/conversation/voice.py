@@ -28,6 +28,8 @@ WINDOW, HOP, N_FFT = 400, 160, 512
 N_MELS = 80
 LOWEST_HZ = 20.0
 PREEMPHASIS = 0.97
+BLOCKS = ((12, 1), (24, 2), (16, 2))
+"""Layers of each densely connected block, and their dilation."""
 LEVEL = 0.05
 """Root mean square that every utterance is brought to, so that a voice is the same from near and from far."""
 
@@ -47,7 +49,7 @@ class VoiceNetwork(nn.Module):
         self.lower = nn.Conv2d(n_channels, n_channels, 3, (2, 1), 1)
         self.flatten = nn.Conv1d(n_channels * N_MELS // 8, 4 * n_channels, 5, 2, 2)
         self.blocks, n = nn.ModuleList(), 4 * n_channels
-        for n_layers, dilation in ((12, 1), (24, 2), (16, 2)):
+        for n_layers, dilation in BLOCKS:
             self.blocks.append(_DenseBlock(n, n_layers, n_channels, dilation))
             n = (n + n_layers * n_channels) // 2
         self.leave = _Rise(n)

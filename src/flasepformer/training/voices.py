@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flasepformer.audio import resample
-from flasepformer.conversation.voice import SAMPLE_RATE, VoiceNetwork, read_voice_network
+from flasepformer.conversation.voice import BLOCKS, SAMPLE_RATE, VoiceNetwork, read_voice_network
 from flasepformer.data import SpeechStore, read_utterances
 from flasepformer.data.manifest import Utterance
 
@@ -70,8 +70,8 @@ def from_published(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
             convolution(ours + "beside", theirs + "shortcut.0", theirs + "shortcut.1")
     convolution("lower", "head.conv2", "head.bn2")
     convolution("flatten", "xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm")
-    for k, block in enumerate(VoiceNetwork().blocks):
-        for layer in range(len(block.layers)):  # type: ignore[arg-type]
+    for k, (n_layers, _) in enumerate(BLOCKS):
+        for layer in range(n_layers):
             ours, theirs = f"blocks.{k}.layers.{layer}.", f"xvector.block{k + 1}.tdnnd{layer + 1}."
             rise(ours + "rise", theirs + "nonlinear1.batchnorm")
             convolution(ours + "enter", theirs + "linear1", theirs + "nonlinear2.batchnorm")
@@ -98,13 +98,12 @@ class Pieces:
     def __init__(self, utterances: Sequence[Utterance], seconds: float, most: float = float("inf")) -> None:
         self._store = SpeechStore.load(_some_of_each(utterances, most), SAMPLE_RATE, n_threads=1)
         self._length = round(seconds * SAMPLE_RATE)
-        places = [
+        self._places = [
             (i, first)
             for i in range(len(self._store))
             for first in range(0, len(self._store.waveform(i)) - self._length + 1, self._length)
         ]
-        self._places = places
-        self.sources = [i for i, _ in places]
+        self.sources = [i for i, _ in self._places]
         """Of which utterance each is."""
         self.talkers = [self._store.utterances[i].speaker for i in self.sources]
 
