@@ -121,11 +121,16 @@ def test_a_mode_is_that_of_separate_and_the_summary_says_which(checkpoint, tmp_p
     assert "mode: whole" in result.stdout  # decided by the model, whatever memory is free: issue 16
     assert scores["whole",] == scores["auto",] != scores["chunks",]
     assert scores["whole",] == pytest.approx(scores[()], abs=1)
-    twice = run(checkpoint, sets, "--no-sdr", "--mode", "whole", "--passes", 2, "--out", tmp_path / "twice")
-    assert "mode: whole, 2 passes" in twice.stdout
-    found = json.loads((tmp_path / "twice" / "summary.json").read_text())
-    assert found["separation"]["passes"] == 2
-    assert found["mean"]["si_snr"] != scores["whole",]
+    for name, value, said in (("passes", 2, "2 passes"), ("also", "default-fast", "also default-fast")):
+        out = tmp_path / name
+        result = run(
+            checkpoint, sets, "--no-sdr", "--mode", "whole", f"--{name}", value, "--limit", 1, "--out", out
+        )
+        assert f"mode: whole, {said}" in result.stdout, result.output
+        found = json.loads((out / "summary.json").read_text())
+        assert found["separation"][name] == value
+        assert found["mean"]["si_snr"] != scores["whole",]
+    assert "need a --mode" in run(checkpoint, sets, "--also", "default-fast", "--out", out / "other").stderr
     described = json.loads(run(checkpoint, sets, "--no-sdr", "--json", "--out", tmp_path / "json").stdout)
     assert described["separation"] == {"mode": "network"}
 

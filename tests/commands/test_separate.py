@@ -438,6 +438,16 @@ def test_several_passes_are_made_and_reported_and_too_many_refused(run, tmp_path
     assert report["options"]["passes"] == MAX_PASSES
 
 
+def test_a_second_model_is_taken_by_name_and_an_unknown_one_refused(run, tmp_path):
+    record(tmp_path / "talk.wav", seconds=1.0)
+    arguments = (tmp_path / "talk.wav", "--out", tmp_path / "out", "--also")
+    code, _, stderr = run(*arguments, "no-such-model")
+    assert (code, "no-such-model" in stderr) == (3, True)
+    assert run(*arguments, "default-fast")[0] == 0
+    report = json.loads((tmp_path / "out" / "talk_separation.json").read_text())
+    assert report["options"]["also"] == "default-fast"
+
+
 def test_short_recordings_keep_their_length(run, tmp_path):  # rows 34, 35
     lengths = (1, 15, 801)
     talks = [record(tmp_path / f"{length}.wav", seconds=(length + 0.1) / RATE) for length in lengths]

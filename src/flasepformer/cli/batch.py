@@ -74,6 +74,9 @@ def batch(
     passes: Annotated[
         int, typer.Option(min=1, max=8, help="As `separate`: the mean of so many, better and slower.")
     ] = 1,
+    also: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="As `separate`: a second model in the mean.")
+    ] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no warnings of recordings.")] = False,
 ) -> None:
@@ -97,7 +100,7 @@ def batch(
         size = None if memory is None else parse_size(memory)
     except ValueError as error:
         raise typer.BadParameter(f"--memory: {error}") from error
-    run_options: RunOptions = {"mode": mode, "memory": size, "passes": passes}
+    run_options: RunOptions = {"mode": mode, "memory": size, "passes": passes, "also": also}
     options: FileOptions = {"overwrite": overwrite, "format": format}
     run = _Run(quiet=quiet)
     try:
@@ -246,7 +249,8 @@ class _Run:
             else:
                 with growing_folder(Path(out)):
                     pass
-            obtain_published(name, accept_licence=accept_licence, quiet=self.quiet)
+            for one in filter(None, (name, run_options.get("also"))):
+                obtain_published(one, accept_licence=accept_licence, quiet=self.quiet)
             try:
                 separator = Separator.from_pretrained(name, device, **run_options)
             except OSError as error:

@@ -79,6 +79,10 @@ def evaluate(
         int | None,
         typer.Option(min=1, max=8, help="With --mode: how often each goes through the model. [default: 1]"),
     ] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="With --mode: a second model, with a quarter in the mean."),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Score what a live listener would have heard, delay taken away.")
     ] = False,
@@ -124,7 +128,7 @@ def evaluate(
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
-    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds, passes)
+    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds, passes, also)
     if not stream and (block, delay) != (None, None):
         raise typer.BadParameter("--block and --delay need --stream")
     if stream and run_options is not None:
@@ -136,7 +140,8 @@ def evaluate(
 
     streams = StreamOptions(block_seconds=0.02 if block is None else block, delay=delay) if stream else None
     try:
-        obtain_published(name, accept_licence=accept_licence)
+        for one in filter(None, (name, also)):
+            obtain_published(one, accept_licence=accept_licence)
         result, table, run_options, reproduced = _score(
             name, path, wanted, out, limit, run_options, streams, jobs, mix_dir, device, overwrite
         )
@@ -191,17 +196,18 @@ def _run_options(
     chunk_seconds: float | None,
     overlap_seconds: float | None,
     passes: int | None,
+    also: str | None,
 ) -> "RunOptions | None":
     if mode is None:
-        if (memory, chunk_seconds, overlap_seconds, passes) != (None, None, None, None):
+        if any(option is not None for option in (memory, chunk_seconds, overlap_seconds, passes, also)):
             raise typer.BadParameter(
-                "--memory, --chunk-seconds, --overlap-seconds and --passes need a --mode"
+                "--memory, --chunk-seconds, --overlap-seconds, --passes and --also need a --mode"
             )
         return None
     return {
         "mode": mode, "memory": memory, "chunk_seconds": 30.0 if chunk_seconds is None else chunk_seconds,
         "overlap_seconds": 5.0 if overlap_seconds is None else overlap_seconds,
-        **({"passes": passes} if passes else {}),
+        **({"passes": passes} if passes else {}), **({"also": also} if also else {}),
     }  # fmt: skip
 
 

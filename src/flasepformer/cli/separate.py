@@ -115,6 +115,14 @@ def separate(
             "better tracks, and so many times as long.",
         ),
     ] = 1,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Separate with this model, too, and take the mean, in which it has a quarter: "
+            "better tracks with default-fast beside default, for a quarter more time.",
+        ),
+    ] = None,
     jobs: Annotated[
         int,
         typer.Option(
@@ -154,6 +162,7 @@ def separate(
     run_options: RunOptions = {
         "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
         "overlap_seconds": overlap_seconds, "precision": cast(Any, precision), "passes": passes,
+        "also": also,
     }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,
@@ -262,7 +271,8 @@ class _Run:
         try:
             with growing_folder(folder):  # before the model is loaded: can anything be written there?
                 pass
-            obtain_published(model, accept_licence=self.accept_licence, quiet=self.quiet)
+            for name in filter(None, (model, self.run_options.get("also"))):
+                obtain_published(name, accept_licence=self.accept_licence, quiet=self.quiet)
             with warnings.catch_warnings(record=True) as cautions:
                 warnings.simplefilter("always")
                 try:

@@ -107,14 +107,16 @@ def label_run(description: Mapping[str, Any]) -> str:
     ('chunks of 30 s', 'whole')
     >>> label_run({"mode": "network"}), label_run({}), label_run({"mode": "whole", "passes": 2})
     ('', '', 'whole, 2 passes')
+    >>> label_run({"mode": "whole", "also": "default-fast"})
+    'whole, also default-fast'
     """
     mode = description.get("mode", "network")
     if mode == "network":
         return ""
     known = mode == "chunks" and "chunk_seconds" in description
     way = f"chunks of {description['chunk_seconds']:g} s" if known else str(mode)
-    passes = description.get("passes", 1)
-    return way if passes == 1 else f"{way}, {passes} passes"
+    passes, also = description.get("passes", 1), description.get("also")
+    return way + (f", {passes} passes" if passes > 1 else "") + (f", also {also}" if also else "")
 
 
 def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:

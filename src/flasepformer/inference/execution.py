@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict, get_args
 
 import numpy as np
@@ -16,8 +16,9 @@ from flasepformer.errors import is_out_of_memory
 from flasepformer.files.scratch import spill_folder
 from flasepformer.inference.chunks import Join, Signals, separate_in_chunks
 from flasepformer.inference.devices import pick_device
+from flasepformer.inference.estimates import SAMPLE_BYTES, Need
 from flasepformer.inference.memory import free_memory, parse_size
-from flasepformer.inference.passes import blend, variants
+from flasepformer.inference.passes import ALSO_SHARE, Variant, blend, explain, variants
 from flasepformer.inference.plans import (
     Mode,
     Plan,
@@ -25,7 +26,7 @@ from flasepformer.inference.plans import (
     SeparationError,
     full_disk,
 )
-from flasepformer.models import SeparationNetwork, separate
+from flasepformer.models import SeparationNetwork, load_model, separate
 from flasepformer.running import FrameMemory
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -50,6 +51,9 @@ class RunOptions(TypedDict, total=False):
     passes: int
     """How often a mixture goes through the model, 1 by default and 8 at most: each time a little shifted or
     upside down. The estimates are the mean of all, which is better and takes so many times as long."""
+    also: str | None
+    """Name or checkpoint of a second model, as in `load_model`; none by default. Estimates are the mean of
+    both, in which it has a quarter."""
     shorter_chunks: bool
     """Halve chunks for which there is too little memory, as by default; otherwise the recording is refused,
     and the result never depends on the memory."""
@@ -80,9 +84,11 @@ class ModelRunner:
         overlap_seconds: What two chunks have in common.
         precision: Of the model's arithmetic.
         passes: How many.
+        also: A second model, or where to load it from.
         shorter_chunks: Whether chunks that do not fit are halved.
 
     Raises:
+        CheckpointError: There is no such second model.
         DeviceError: The device cannot be used.
         ValueError: An option makes no sense.
     """
@@ -98,6 +104,7 @@ class ModelRunner:
         overlap_seconds: float = 5.0,
         precision: Precision = "float32",
         passes: int = 1,
+        also: str | SeparationNetwork | None = None,
         shorter_chunks: bool = True,
     ) -> None:
         for name, value, kinds in (("mode", mode, Mode), ("precision", precision, Precision)):
@@ -121,13 +128,44 @@ class ModelRunner:
         chunk_length, overlap = (
             round(seconds * self.sample_rate) for seconds in (chunk_seconds, overlap_seconds)
         )
+        several = passes > 1 or also is not None
         self._planner = Planner(
-            self._original, mode, limit, chunk_length, overlap, shorter_chunks, several=passes > 1
+            self._original, mode, limit, chunk_length, overlap, shorter_chunks, several=several
         )
+        self.also: ModelRunner | None = None
+        """Holds the second model."""
+        if also is not None:
+            second = load_model(also) if isinstance(also, str) else also
+            for what in ("sample_rate", "n_sources"):
+                if (its := getattr(second, what)) != (ours := getattr(model, what)):
+                    raise ValueError(
+                        f"also must be a model with {what} {ours} as the first, got one with {its}"
+                    )
+            self.also = ModelRunner(
+                second, device, mode=mode, memory=memory, chunk_seconds=chunk_seconds,
+                overlap_seconds=overlap_seconds, precision=precision, shorter_chunks=shorter_chunks,
+            )  # fmt: skip
 
     def plan(self, n_samples: int, *, held_bytes: int = 0, later_bytes: int = 0) -> Plan:
-        """Decide how a mixture goes through the model on its device; see `Planner.plan`."""
-        return self._planner.plan(n_samples, self.device, held_bytes=held_bytes, later_bytes=later_bytes)
+        """Decide how a mixture goes through the model on its device; see `Planner.plan`.
+
+        What it needs covers the second model, whose own plan it holds.
+        """
+        plan = self._planner.plan(n_samples, self.device, held_bytes=held_bytes, later_bytes=later_bytes)
+        if self.also is None:
+            return plan
+        kept_bytes = (
+            self.n_sources * n_samples * SAMPLE_BYTES
+        )  # of estimates that wait for the second model's
+        in_memory, on_disk = (0, kept_bytes) if plan.signals_on_disk else (kept_bytes, 0)
+        its = self.also.plan(n_samples, held_bytes=held_bytes + in_memory)
+        need = plan.need
+        if need is not None and its.need is not None:
+            need = Need(
+                max(need.memory_bytes, its.need.memory_bytes + in_memory),
+                max(need.disk_bytes, its.need.disk_bytes + on_disk),
+            )
+        return replace(plan, need=need, also=its)
 
     def run(
         self,
@@ -150,21 +188,37 @@ class ModelRunner:
             OutputError: The disk was full.
         """
         passage = Passage(plan, self.device)
+        n_passes = len(self._variants) + (self.also is not None)
         while True:
             try:
-                self._execute(passage, mixture, silence, progress)
-                return passage
+                self._execute(passage, mixture, silence, n_passes, progress)
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 failed = passage.device.type
             self._go_on_with_less(passage, mixture.n_samples)
             passage.warnings.append(f"{failed} ran out of memory; {self._describe(passage)}")
+        if self.also is not None:
+            tell = _told_of_all(progress, n_passes - 1, n_passes)
+            other = self.also.run(
+                mixture, plan.also or self.also.plan(mixture.n_samples), silence=silence, progress=tell
+            )
+            passage.warnings += [warning for warning in other.warnings if warning not in passage.warnings]
+            for estimates in (passage.estimates, other.estimates):
+                explain(mixture, estimates)
+            blend(passage.estimates, other.estimates, Variant(), ALSO_SHARE, self.sample_rate)
+        return passage
 
     def _execute(
-        self, passage: Passage, mixture: Signals, silence: float, progress: Callable[[float], None]
+        self,
+        passage: Passage,
+        mixture: Signals,
+        silence: float,
+        n_passes: int,
+        progress: Callable[[float], None],
     ) -> None:
-        plan, folder, n_passes = passage.plan, spill_folder(), len(self._variants)
+        plan, folder = passage.plan, spill_folder()
         try:
             for number, variant in enumerate(self._variants):
                 changed = variant.of(mixture)
@@ -177,7 +231,7 @@ class ModelRunner:
                 if number == 0:
                     passage.estimates, passage.joins = estimates, joins
                 else:
-                    blend(passage.estimates, estimates, variant, number, self.sample_rate)
+                    blend(passage.estimates, estimates, variant, 1 / (number + 1), self.sample_rate)
                 del estimates  # before there is room for those of the next pass
         except OSError as error:
             raise full_disk(plan.need.disk_bytes if plan.need else 0, folder) from error

@@ -10,8 +10,8 @@ from torch import nn
 
 _OPTION_WORDS = {"mix_channels": "mixing of channels", "chunk_seconds": "length of chunks",
                  "overlap_seconds": "overlap of chunks", "finisher": "way to finish the tracks",
-                 "passes": "number of passes"}  # fmt: skip
-_ALWAYS_BEFORE = {"passes": 1}  # of reports that do not say
+                 "passes": "number of passes", "also": "second model"}  # fmt: skip
+_ALWAYS_BEFORE = {"passes": 1, "also": None}  # of reports that do not say
 
 
 def file_identity(path: Path) -> dict[str, Any]:
@@ -21,12 +21,13 @@ def file_identity(path: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of all weights, with their names."""
+def weights_digest(*networks: nn.Module) -> str:
+    """Return the SHA-256 of all weights of some networks, with their names."""
     digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    for network in networks:
+        for name, value in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Several passes over one recording, each a little shifted or upside down, and their mean.
+"""Several passes over one recording, a little shifted, upside down, or by another model, and their mean.
 
-A network that had learnt all there is would give the same each time. What it gives differs, and the mean is
+Networks that had learnt all there is would give the same each time. What they give differs, and the mean is
 nearer to the sources than any one of them.
 """
 
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flasepformer.audio import StoredSignals
+from flasepformer.audio import BLOCK_LENGTH, Products, StoredSignals
 from flasepformer.inference.chunks import Signals, match_tracks
 
 _LATER = (0.063, -1), (0.0325, 1), (0.0955, -1), (0.0, -1), (0.063, 1), (0.0325, -1), (0.0955, 1)
 """Silence before the mixture in seconds, and sign, of the passes after the first one."""
 MAX_PASSES = 1 + len(_LATER)
 _WINDOW_SECONDS = 1.0
+
+ALSO_SHARE = 0.25
+"""Of a second model in the mean: it is there to err in another way, not to be better."""
 
 Samples = NDArray[np.float32]
 
@@ -67,9 +70,9 @@ class _Changed:
 
 
 def blend(
-    mean: StoredSignals, estimates: StoredSignals, variant: Variant, n_before: int, sample_rate: int
+    mean: StoredSignals, estimates: StoredSignals, variant: Variant, share: float, sample_rate: int
 ) -> None:
-    """Make the mean of some passes that of one more.
+    """Take one more pass into the mean of some.
 
     Whose track is whose is decided anew every half second, by the second around it: a pass that changes its
     mind about the talkers does not mix them.
@@ -78,7 +81,7 @@ def blend(
         mean: (source, time), of the passes before; changed in place.
         estimates: (source, shift + time), of this pass.
         variant: How the mixture was changed for it.
-        n_before: How many passes there were before.
+        share: Of this pass in the new mean, from 0 to 1.
         sample_rate: In Hz.
     """
     n_samples, hop = mean.n_samples, round(_WINDOW_SECONDS * sample_rate / 2)
@@ -101,5 +104,23 @@ def blend(
         following = order_from(first)  # before what it looks at is changed
         now, before = read(first, first + hop), mean.read(first, min(first + hop, n_samples))
         ordered = now[order] + rise[: now.shape[1]] * (now[following] - now[order])
-        mean.write(first, before + (ordered - before) / np.float32(n_before + 1))
+        mean.write(first, before + np.float32(share) * (ordered - before))
         order = following
+
+
+def explain(mixture: Signals, estimates: StoredSignals) -> None:
+    """Give estimates the gains with which they explain the mixture best; see `explaining_gains`.
+
+    Passes of one model agree about levels, two models need not.
+
+    Args:
+        mixture: One signal.
+        estimates: (source, time), changed in place.
+    """
+    begins, products = range(0, estimates.n_samples, BLOCK_LENGTH), Products(estimates.n_signals)
+    ends = [*begins[1:], estimates.n_samples]
+    for first, last in zip(begins, ends, strict=True):
+        products.add(mixture.read(first, last)[0], estimates.read(first, last))
+    gains = products.gains().astype(np.float32)[:, None]
+    for first, last in zip(begins, ends, strict=True):
+        estimates.write(first, gains * estimates.read(first, last))

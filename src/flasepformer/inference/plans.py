@@ -65,6 +65,8 @@ class Plan:
     overlap: int = 0
     reason: str = ""
     """Why it is not the whole, where that was wanted."""
+    also: "Plan | None" = None
+    """How it goes through a second model, where there is one."""
 
 
 class Planner:

@@ -141,7 +141,7 @@ class FileOptions(TypedDict, total=False):
 
 _RUN_DEFAULTS: dict[str, Any] = {
     "mode": "auto", "memory": None, "chunk_seconds": 30.0, "overlap_seconds": 5.0, "precision": "float32",
-    "passes": 1,
+    "passes": 1, "also": None,
 }  # fmt: skip
 _FILE_DEFAULTS: dict[str, Any] = {
     "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False
@@ -256,9 +256,13 @@ class Separator:
 
     def alike(self, options: RunOptions) -> "Separator":
         """Return a separator with the same model and device and other options, for another process."""
-        other = Separator(self.model, self.device, **options)
+        given: dict[str, Any] = {**options}
+        also, second = options.get("also"), self._runner.also
+        if second is not None and also == self._run_options["also"]:
+            given["also"] = second.model
+        other = Separator(self.model, self.device, **given)
         other.description, other._cautions = self.description, self._cautions
-        other._run_options = {**other._run_options, "memory": self._run_options["memory"]}
+        other._run_options = {**other._run_options, "memory": self._run_options["memory"], "also": also}
         if known := self.__dict__.get("_weights_sha256"):  # once is enough
             other.__dict__["_weights_sha256"] = known
         return other
@@ -644,7 +648,8 @@ class Separator:
 
     @cached_property
     def _weights_sha256(self) -> str:
-        return weights_digest(self.model)
+        second = self._runner.also
+        return weights_digest(self.model, *([] if second is None else [second.model]))
 
     def _separate(
         self,
