@@ -2,7 +2,9 @@
 
 Levels alone cannot tell a quiet second talker from what a model leaves of the first one in the other track.
 The spectra can: a remainder has the first one's. A small network hears 0.6 s to either side of a frame; it
-was trained on conversations, monologues and noise separated by the default model (`training.counting`).
+was trained on conversations, monologues and noise separated by the default model (`training.counting`). It
+knows little of noise and rooms, where a second network knows more, which hears the recording alone
+(`segmentation`). What is believed lies between both.
 """
 
 import math
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from flasepformer.conversation.frames import Frames, smoothed
 from flasepformer.conversation.mels import N_MELS, read_mels
+from flasepformer.conversation.segmentation import segmented_chances
 from flasepformer.inference.finishing import Passed
 
 WEIGHTS = "pretrained/conversation/counting.safetensors"
@@ -27,10 +30,16 @@ CONTEXT = sum(DILATIONS)
 RANK_FRAMES = 25
 """Over which it is decided which track is the louder one."""
 
+SPEECH_ODDS = (0.7, 0.5)
+"""What the log odds of speech count that this network and the one of `segmentation` tell."""
+BOTH_ODDS, BOTH_BIAS = (0.5, 1.0), 0.7
+"""The same of those that two talk and not one, and what is added: the second network hears too few."""
+
 _FLOOR = 1e-6
 SILENCE = math.log(_FLOOR) / 4 + 2
 """The feature of a band in which there is nothing."""
 _AT_ONCE = 1500
+_LEAST_CHANCE = 1e-4
 
 
 class CountNetwork(nn.Module):
@@ -91,9 +100,24 @@ def load_count_network() -> CountNetwork:
     return network.eval()
 
 
-@torch.inference_mode()
 def talker_chances(passed: Passed, frames: Frames) -> NDArray[np.float32]:
     """Return the probabilities (3, frame) that nobody, one and two talk; read in pieces."""
+    return between(tracked_chances(passed, frames), segmented_chances(passed, len(frames)))
+
+
+def between(tracked: NDArray[np.float32], segmented: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probabilities (3, frame) that lie between those of the tracks and of the recording alone."""
+    logs = np.log(np.maximum(np.stack([tracked, segmented]), _LEAST_CHANCE))  # (network, count, frame)
+    speech = np.log(np.maximum(1 - np.stack([tracked[0], segmented[0]]), _LEAST_CHANCE)) - logs[:, 0]
+    both = np.array(BOTH_ODDS, np.float32) @ (logs[:, 2] - logs[:, 1]) + np.float32(BOTH_BIAS)
+    talks = 1 / (1 + np.exp(-np.array(SPEECH_ODDS, np.float32) @ speech))
+    two = talks / (1 + np.exp(-both))
+    return np.stack([1 - talks, talks - two, two])
+
+
+@torch.inference_mode()
+def tracked_chances(passed: Passed, frames: Frames) -> NDArray[np.float32]:
+    """Return the same by the network that knows the tracks."""
     network, reference, n = load_count_network(), loud_power(frames), len(frames)
     chances = np.empty((3, n), np.float32)
     for first in range(0, n, _AT_ONCE):
