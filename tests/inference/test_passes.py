@@ -204,6 +204,7 @@ def test_a_second_model_is_reported_and_another_one_is_another_separation(
     model_folder, second_folder, voices, tmp_path
 ):
     soundfile.write(tmp_path / "talk.wav", voices(6000), RATE)
+    second_folder = str(shutil.copytree(second_folder, tmp_path / "second"))
     alone = Separator.from_pretrained(model_folder, "cpu")
     both = Separator.from_pretrained(model_folder, "cpu", also=second_folder)
     alone.separate_file(tmp_path / "talk.wav", tmp_path / "out")
