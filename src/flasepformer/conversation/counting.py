@@ -9,17 +9,16 @@ knows little of noise and rooms, where a second network knows more, which hears 
 
 import math
 from functools import cache
-from importlib.resources import as_file, files
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.conversation.frames import Frames, smoothed
 from flasepformer.conversation.mels import N_MELS, read_mels
+from flasepformer.conversation.packaged import packaged
 from flasepformer.conversation.segmentation import segmented_chances
 from flasepformer.inference.finishing import Passed
 
@@ -94,10 +93,7 @@ def features(passed: Passed, frames: Frames, first: int, last: int, reference: f
 @cache
 def load_count_network() -> CountNetwork:
     """Load the trained network of the package."""
-    network = CountNetwork()
-    with as_file(files("flasepformer") / WEIGHTS) as path:
-        network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return network.eval()
+    return packaged(CountNetwork(), WEIGHTS)
 
 
 def talker_chances(passed: Passed, frames: Frames) -> NDArray[np.float32]:

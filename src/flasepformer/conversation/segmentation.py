@@ -7,18 +7,16 @@ most. Here it counts. `flasepformer.training.segmentation` makes the package's f
 """
 
 from functools import cache
-from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.conversation.frames import FRAMES_PER_SECOND
+from flasepformer.conversation.packaged import packaged
 from flasepformer.inference.finishing import Passed, read_resampled
 
 WEIGHTS = "pretrained/conversation/segmentation.safetensors"
@@ -29,7 +27,7 @@ WINDOW_SECONDS, STEP_SECONDS = 10.0, 5.0
 EDGE_SECONDS = 1.0
 """Near the ends of a window less is known of what is around."""
 N_FILTERS, FILTER_LENGTH, STRIDE, POOL = 80, 251, 10, 3
-N_CLASSES = ((0,), (1, 2, 3), (4, 5, 6))
+CLASSES = ((0,), (1, 2, 3), (4, 5, 6))
 """Classes in which nobody talks, one of three people, and two of them."""
 HOP = STRIDE * POOL**3
 """Samples from one of its frames to the next."""
@@ -69,18 +67,10 @@ class SegmentationNetwork(nn.Module):
         return F.log_softmax(self.leave(x), -1)
 
 
-def read_segmentation_network(path: Path) -> SegmentationNetwork:
-    """Read a network that `flasepformer.training.segmentation` has stored."""
-    network = SegmentationNetwork()
-    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return network.eval()
-
-
 @cache
 def load_segmentation_network() -> SegmentationNetwork:
     """Load the network of the package."""
-    with as_file(files("flasepformer") / WEIGHTS) as path:
-        return read_segmentation_network(path)
+    return packaged(SegmentationNetwork(), WEIGHTS)
 
 
 @torch.inference_mode()
@@ -128,6 +118,6 @@ def _add(
     weight = np.minimum(np.minimum(middles, length - middles) / (EDGE_SECONDS * SAMPLE_RATE) + 0.05, 1.0)
     weight = np.maximum(weight, 0.05)
     heard_at = FIRST + HOP * np.arange(len(chances))
-    for total, classes in zip(sums, N_CLASSES, strict=True):
+    for total, classes in zip(sums, CLASSES, strict=True):
         total[first:last] += weight * np.interp(middles, heard_at, chances[:, classes].sum(-1))
     weights[first:last] += weight

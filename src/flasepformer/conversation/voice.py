@@ -7,17 +7,16 @@ than there are in our training set; `flasepformer.training.voices` makes the pac
 """
 
 from functools import cache
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.conversation.mels import mel_of
+from flasepformer.conversation.packaged import packaged, with_weights
 from flasepformer.inference.finishing import Samples
 
 WEIGHTS = "pretrained/conversation/voice.safetensors"
@@ -162,16 +161,13 @@ def log_mel(waveform: Tensor) -> Tensor:
 
 def read_voice_network(path: Path) -> VoiceNetwork:
     """Read a network that `flasepformer.training.voices` has stored."""
-    network = VoiceNetwork()
-    network.load_state_dict({name: value.float() for name, value in load_file(path).items()})
-    return network.eval()
+    return with_weights(VoiceNetwork(), path)
 
 
 @cache
 def load_voice_network() -> VoiceNetwork:
     """Load the network of the package."""
-    with as_file(files("flasepformer") / WEIGHTS) as path:
-        return read_voice_network(path)
+    return packaged(VoiceNetwork(), WEIGHTS)
 
 
 @torch.inference_mode()

@@ -154,9 +154,7 @@ class ModelRunner:
         plan = self._planner.plan(n_samples, self.device, held_bytes=held_bytes, later_bytes=later_bytes)
         if self.also is None:
             return plan
-        kept_bytes = (
-            self.n_sources * n_samples * SAMPLE_BYTES
-        )  # of estimates that wait for the second model's
+        kept_bytes = self.n_sources * n_samples * SAMPLE_BYTES  # they wait for the second model's
         in_memory, on_disk = (0, kept_bytes) if plan.signals_on_disk else (kept_bytes, 0)
         its = self.also.plan(n_samples, held_bytes=held_bytes + in_memory)
         need = plan.need
