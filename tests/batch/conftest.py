@@ -1,33 +1,26 @@
 import numpy as np
 import pytest
 import soundfile
-import torch
+from tests.networks import tiny
 
 from flasepformer.inference import Separator
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.models import save_model
 
 RATE = 8000
-
-
-def network():
-    torch.manual_seed(0)
-    return SepReformer(
-        SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
-    )
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A real model, far too small to separate anything, with two talkers at 8 kHz."""
     folder = tmp_path_factory.mktemp("model")
-    save_model(network(), folder, {"licence": "CC0-1.0"})
+    save_model(tiny(), folder, {"licence": "CC0-1.0"})
     return folder
 
 
 @pytest.fixture(scope="session")
 def separator():
     """The same model, ready to separate."""
-    return Separator(network(), "cpu", memory="100M")
+    return Separator(tiny(), "cpu", memory="100M")
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
+from tests.networks import tiny
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.models import save_model
 
 RATE = 8000
 
@@ -17,10 +17,8 @@ RATE = 8000
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A real model, far too small to separate anything, with two talkers at 8 kHz."""
-    torch.manual_seed(0)
-    config = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
     folder = tmp_path_factory.mktemp("model")
-    save_model(SepReformer(config), folder, {"licence": "CC0-1.0"})
+    save_model(tiny(), folder, {"licence": "CC0-1.0"})
     return folder
 
 

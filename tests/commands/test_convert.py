@@ -10,7 +10,8 @@ from flasepformer.models import SepReformer, TFLocoformer, load_model, save_mode
 
 @pytest.fixture
 def folder(tmp_path):
-    save_model(SepReformer(tiny_config()), tmp_path / "ours")
+    blocks = {"n_encoder_blocks": 2, "n_decoder_blocks": 3}  # ModelScope has no word for others
+    save_model(SepReformer(tiny_config(**blocks)), tmp_path / "ours")
     return tmp_path / "ours"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.networks import tiny
 from tests.processes import interrupt, start_command
 from typer.testing import CliRunner
 
@@ -15,15 +16,13 @@ from flasepformer.cli import app
 from flasepformer.data import MixtureFiles, MixtureFolder, open_mixtures, write_mixture_manifest
 from flasepformer.evaluation import evaluate as score
 from flasepformer.installing import how_to_install
-from flasepformer.models import SepReformer, SepReformerConfig, load_model, save_model
+from flasepformer.models import load_model, save_model
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny"
-    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
-    save_model(SepReformer(tiny), path)
+    save_model(tiny(), path)
     return path
 
 

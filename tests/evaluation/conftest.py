@@ -3,17 +3,15 @@ import json
 import numpy as np
 import pytest
 import soundfile
-import torch
+from tests.networks import tiny
 
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.models import save_model
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "tiny"
-    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
-    save_model(SepReformer(tiny), path)
+    save_model(tiny(), path)
     return path
 
 

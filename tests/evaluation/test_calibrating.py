@@ -6,6 +6,7 @@ import soundfile
 
 from flasepformer.data import read_utterances
 from flasepformer.evaluation.calibrating import KINDS, Judged, draw_mixtures, fit, main, qualities, tables
+from flasepformer.inference import Separator
 
 RATE = 8000
 
@@ -64,7 +65,9 @@ def test_tables_count_how_often_it_is_right():
     assert text.endswith("sure is right in 67% of 3 tracks; area under the curve 1.00")
 
 
-def test_the_module_prints_weights_and_tables(speech, capsys):
+def test_the_module_prints_weights_and_tables(speech, capsys, monkeypatch):
+    fast = Separator.from_pretrained("default-fast", "cpu")
+    monkeypatch.setattr(Separator, "from_pretrained", lambda device: fast)
     main([str(speech), "--count", "2", "--test-count", "2"])
     said = capsys.readouterr().out
     assert said.count("constant") == 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tests.networks import tiny
 from typer.testing import CliRunner
 
 from flasepformer.cli import app
@@ -15,7 +16,7 @@ from flasepformer.data import MixtureList, TurnTaking, make_mixture_list, read_u
 from flasepformer.evaluation import CONDITIONS, MeasuredSpeech, load_result, measure, read_scores
 from flasepformer.evaluation.conditions import NoisyMixtures, load_noise
 from flasepformer.inference import Separator
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.models import save_model
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +39,11 @@ def speech(tmp_path_factory):
     return root
 
 
-def save_tiny(path, seed):
-    torch.manual_seed(seed)
-    tiny = SepReformerConfig(n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5)
-    save_model(SepReformer(tiny), path)
-
-
 @pytest.fixture
 def models(tmp_path):
     """Return a folder of two checkpoints of a small network."""
-    save_tiny(tmp_path / "models" / "new", seed=0)
-    save_tiny(tmp_path / "models" / "old", seed=1)
+    save_model(tiny(0), tmp_path / "models/new")
+    save_model(tiny(1), tmp_path / "models/old")
     return tmp_path / "models"
 
 
@@ -163,7 +158,7 @@ def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(ru
     assert "clean, new: measured already" in printed.stderr
     assert (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns == first
     assert "other weights or another set" in run("--conditions", "clean", "--count", "2", exit_code=2)
-    save_tiny(models / "new", seed=2)
+    save_model(tiny(2), models / "new")
     assert "other weights or another set" in run("--conditions", "clean", exit_code=2)
     rows, _ = run("--conditions", "clean", "--count", "2", "--overwrite")
     assert [row["n_mixtures"] for row in rows if row["condition"] == "clean" and row["group"] == "all"] == [

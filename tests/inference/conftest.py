@@ -1,20 +1,16 @@
 import numpy as np
 import pytest
-import torch
+from tests.networks import tiny
 
 from flasepformer.inference import Separator
-from flasepformer.models import SepReformer, SepReformerConfig, save_model
+from flasepformer.models import save_model
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A real model, far too small to separate anything, with two talkers at 8 kHz."""
-    torch.manual_seed(0)
-    config = SepReformerConfig(
-        n_filters=16, n_channels=8, n_heads=2, n_stages=2, local_kernel_size=5, layer_scale=0.5
-    )
     folder = tmp_path_factory.mktemp("model")
-    save_model(SepReformer(config), folder, {"licence": "CC0-1.0", "description": "tiny"})
+    save_model(tiny(layer_scale=0.5), folder, {"licence": "CC0-1.0", "description": "tiny"})
     return folder
 
 

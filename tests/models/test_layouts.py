@@ -98,11 +98,15 @@ def test_a_modelscope_checkpoint_goes_to_our_format_and_back_bit_by_bit(tmp_path
     assert settings[0] == settings[1]
 
 
+BLOCKS = {"n_encoder_blocks": 2, "n_decoder_blocks": 3}
+"""ModelScope has no word for others."""
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        SepReformer(tiny_config(n_sources=3, gated=False, auxiliary_heads=False)),
-        SepReformer(tiny_config(focusing_power=2, value_kernel_size=3, normalize_variance=True)),
+        SepReformer(tiny_config(**BLOCKS, n_sources=3, gated=False, auxiliary_heads=False)),
+        SepReformer(tiny_config(**BLOCKS, focusing_power=2, value_kernel_size=3, normalize_variance=True)),
         tiny_tflocoformer(n_fft=64, hop_length=32, gated=False),
     ],
     ids=["ungated", "power", "stft"],
