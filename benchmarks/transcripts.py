@@ -206,7 +206,7 @@ def score_pairs(
         narrow = resample(sources, RATE, 8000)
         streams = {
             "mixture, one stream": mixture[None],
-            "estimates of the model (8 kHz)": passed.estimates_at_rate(0, passed.n_samples),
+            "estimates of the model (8 kHz)": passed.filtered_at_rate(0, passed.n_samples),
             "tracks of `--speakers 2`": finished(passed)[0],
             "clean sources at 8 kHz": resample(narrow, 8000, RATE),
             CLEAN: sources,

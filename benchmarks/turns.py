@@ -30,6 +30,7 @@ from flasepformer.conversation.rendering import Rendering
 from flasepformer.data import PlannedMixture, plan_conversations, read_utterances
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import Passed, array_reader
+from flasepformer.inference.post_filter import PostFiltered
 from flasepformer.metrics import si_snr, talker_confusion, wrong_turns
 from flasepformer.training.counting import speaks, talking_rms
 
@@ -65,13 +66,18 @@ def annotation(active: NDArray[np.bool_]) -> Annotation:
 def passed_of(separator: Separator, recording: NDArray[np.float32], rate: int) -> Passed:
     """Separate a recording at the model's rate."""
     mixture = resample(recording, rate, separator.sample_rate)
+    plain = separator.alike({"post_filter": 0.0})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimates = separator.separate(mixture, separator.sample_rate)
+        estimates = plain.separate(mixture, separator.sample_rate)
     return Passed(
         n_samples=len(recording), sample_rate=rate, recording=array_reader(recording),
         n_estimate_samples=len(mixture), estimate_rate=separator.sample_rate, n_sources=len(estimates),
         mixture=array_reader(mixture), estimates=array_reader(estimates),
+        filtered=PostFiltered(
+            array_reader(mixture), array_reader(estimates), len(mixture), separator.sample_rate,
+            separator.post_filter,
+        ),
     )  # fmt: skip
 
 
@@ -132,7 +138,7 @@ def score_conversations(separator: Separator, speech: Path, split: str, count: i
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")
                         rate(annotation(talks), annotation(active))
-            estimates = passed.estimates_at_rate(0, passed.n_samples)
+            estimates = passed.filtered_at_rate(0, passed.n_samples)
             both = np.repeat(talks.all(0), 320)[: len(mixture)]
             figures["turns"].append(len(turns))
             for name, tracks in (("estimates", estimates), ("finished", finished)):
@@ -170,7 +176,7 @@ def score_alone(separator: Separator, speech: Path, split: str, count: int) -> N
     for utterance in utterances:
         recording = read_audio(utterance.path)
         passed = passed_of(separator, recording.samples.mean(0), recording.sample_rate)
-        tracks = {"estimates": passed.estimates_at_rate(0, passed.n_samples)}
+        tracks = {"estimates": passed.filtered_at_rate(0, passed.n_samples)}
         for way in ("levels", "voices"):
             finished = Conversation(activity=way, speakers="auto").finish(passed)
             tracks[way] = finished.tracks(0, passed.n_samples)

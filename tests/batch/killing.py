@@ -37,4 +37,4 @@ class Killing:
         if self.once in passed.name and not os.path.exists(self.mark):
             with open(self.mark, "w"):
                 os.kill(os.getpid(), signal.SIGKILL)
-        return Finished(self.labels(passed.n_sources), passed.estimates_at_rate)
+        return Finished(self.labels(passed.n_sources), passed.filtered_at_rate)

@@ -33,7 +33,7 @@ def test_where_two_talk_the_tracks_are_the_estimates_and_share_what_lies_above_t
     passed, recording, _ = talk
     tracks = whole(by_levels().finish(passed), passed)
     both = slice(round(3.2 * 16000), round(3.9 * 16000))
-    estimates = passed.estimates_at_rate(0, passed.n_samples)
+    estimates = passed.filtered_at_rate(0, passed.n_samples)
     own = tracks - estimates
     assert db(own[:, both].sum(0) + passed.mixture_at_rate(0, passed.n_samples)[both] - recording[both],
               recording[both]) < -100  # fmt: skip
@@ -58,7 +58,7 @@ def test_a_floor_keeps_so_much_of_the_estimate(talk):
     passed, _, _ = talk
     tracks = whole(by_levels(floor_db=-20.0).finish(passed), passed)
     alone = slice(round(1.2 * 16000), round(2.4 * 16000))
-    estimates = passed.estimates_at_rate(0, passed.n_samples)
+    estimates = passed.filtered_at_rate(0, passed.n_samples)
     assert db(tracks[1, alone], estimates[1, alone]) == pytest.approx(-20, abs=2.0)  # and a share of the top
 
 

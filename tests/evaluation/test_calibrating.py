@@ -67,7 +67,7 @@ def test_tables_count_how_often_it_is_right():
 
 def test_the_module_prints_weights_and_tables(speech, capsys, monkeypatch):
     fast = Separator.from_pretrained("default-fast", "cpu")
-    monkeypatch.setattr(Separator, "from_pretrained", lambda device: fast)
+    monkeypatch.setattr(Separator, "from_pretrained", lambda **_: fast)
     main([str(speech), "--count", "2", "--test-count", "2"])
     said = capsys.readouterr().out
     assert said.count("constant") == 2

@@ -12,7 +12,7 @@ from torch import nn
 from flasepformer.data import MixtureFolder
 from flasepformer.evaluation import evaluate, load_result
 from flasepformer.evaluation.scoring import score_estimates
-from flasepformer.evaluation.separating import fix_mode, share_memory
+from flasepformer.evaluation.separating import fix_options, share_memory
 from flasepformer.inference import Separator
 from flasepformer.inference.estimates import need_as_a_whole
 from flasepformer.models import SepReformer, SepReformerConfig, load_model
@@ -197,10 +197,10 @@ def test_the_model_and_not_the_free_memory_decides_what_auto_means(monkeypatch):
     )
     for free in (10**6, 10**12):
         monkeypatch.setattr("flasepformer.evaluation.separating.free_memory", lambda free=free: free)
-        assert fix_mode(linear, {"mode": "auto"}) == {"mode": "whole"}
-        assert fix_mode(softmax, {}) == {"mode": "chunks"}
-    assert fix_mode(softmax, {"mode": "whole"}) == {"mode": "whole"}
-    assert fix_mode(linear, None) is None
+        assert fix_options(linear, {"mode": "auto"}) == {"mode": "whole"}
+        assert fix_options(softmax, {}) == {"mode": "chunks"}
+    assert fix_options(softmax, {"mode": "whole"}) == {"mode": "whole"}
+    assert fix_options(linear, None) is None
 
 
 @pytest.mark.parametrize("rate", [RATE, 16000])

@@ -77,6 +77,9 @@ def batch(
     also: Annotated[
         str | None, typer.Option(metavar="MODEL", help="As `separate`: a second model in the mean.")
     ] = None,
+    post_filter: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="As `separate`: share of a filter in the tracks.")
+    ] = None,
     recursive: Annotated[bool, typer.Option(help="Look into folders of folders.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no warnings of recordings.")] = False,
 ) -> None:
@@ -100,7 +103,13 @@ def batch(
         size = None if memory is None else parse_size(memory)
     except ValueError as error:
         raise typer.BadParameter(f"--memory: {error}") from error
-    run_options: RunOptions = {"mode": mode, "memory": size, "passes": passes, "also": also}
+    run_options: RunOptions = {
+        "mode": mode,
+        "memory": size,
+        "passes": passes,
+        "also": also,
+        "post_filter": post_filter,
+    }
     options: FileOptions = {"overwrite": overwrite, "format": format}
     run = _Run(quiet=quiet)
     try:

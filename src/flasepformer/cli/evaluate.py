@@ -83,6 +83,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="With --mode: a second model, with a quarter in the mean."),
     ] = None,
+    post_filter: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="With --mode: share of a filter. [default: the model's]"),
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Score what a live listener would have heard, delay taken away.")
     ] = False,
@@ -128,7 +132,7 @@ def evaluate(
     if (out / "scores.csv").exists() and not overwrite:
         raise typer.BadParameter(f"{out / 'scores.csv'} exists; give --overwrite, or another --out")
     wanted = [*(["sdr"] if sdr else []), *(metric.strip() for metric in metrics.split(",") if metric.strip())]
-    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds, passes, also)
+    run_options = _run_options(mode, memory, chunk_seconds, overlap_seconds, passes, also, post_filter)
     if not stream and (block, delay) != (None, None):
         raise typer.BadParameter("--block and --delay need --stream")
     if stream and run_options is not None:
@@ -197,17 +201,21 @@ def _run_options(
     overlap_seconds: float | None,
     passes: int | None,
     also: str | None,
+    post_filter: float | None,
 ) -> "RunOptions | None":
     if mode is None:
-        if any(option is not None for option in (memory, chunk_seconds, overlap_seconds, passes, also)):
+        given = (memory, chunk_seconds, overlap_seconds, passes, also, post_filter)
+        if any(option is not None for option in given):
             raise typer.BadParameter(
-                "--memory, --chunk-seconds, --overlap-seconds, --passes and --also need a --mode"
+                "--memory, --chunk-seconds, --overlap-seconds, --passes, --also and --post-filter "
+                "need a --mode"
             )
         return None
     return {
         "mode": mode, "memory": memory, "chunk_seconds": 30.0 if chunk_seconds is None else chunk_seconds,
         "overlap_seconds": 5.0 if overlap_seconds is None else overlap_seconds,
         **({"passes": passes} if passes else {}), **({"also": also} if also else {}),
+        **({} if post_filter is None else {"post_filter": post_filter}),
     }  # fmt: skip
 
 
@@ -230,7 +238,7 @@ def _score(
         check_metrics,
         describe_run,
         describe_set,
-        fix_mode,
+        fix_options,
         summarise_blocks,
         versions,
         weights_digest,
@@ -240,7 +248,7 @@ def _score(
     check_place(out)
     check_metrics(metrics)
     separator = load_separator(name, device)
-    run_options = fix_mode(separator, run_options)
+    run_options = fix_options(separator, run_options)
     mixtures = open_mixtures(path, separator.sample_rate, mix_dir)
     if jobs is None:
         n_mixtures = min(len(mixtures), limit or len(mixtures))

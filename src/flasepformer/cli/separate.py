@@ -123,6 +123,14 @@ def separate(
             "better tracks with default-fast beside default, for a quarter more time.",
         ),
     ] = None,
+    post_filter: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of a Wiener filter in the tracks; by default what is best for the model, 0 for none.",
+        ),
+    ] = None,
     jobs: Annotated[
         int,
         typer.Option(
@@ -162,7 +170,7 @@ def separate(
     run_options: RunOptions = {
         "mode": mode, "memory": _checked_size(memory), "chunk_seconds": chunk_seconds,
         "overlap_seconds": overlap_seconds, "precision": cast(Any, precision), "passes": passes,
-        "also": also,
+        "also": also, "post_filter": post_filter,
     }  # fmt: skip
     options: FileOptions = {
         "overwrite": overwrite, "format": format, "subtype": subtype, "stream": stream, "channel": channel,

@@ -52,7 +52,7 @@ class Rendering:
         near = slice(max(int(place[0]) - REACH_FRAMES, 0), min(int(place[-1]) + 2 + REACH_FRAMES, n))
         activity, order = self.activity[:, near], self.order[:, near]
         recording = passed.recording(first, last)
-        estimates = passed.estimates_at_rate(first, last)
+        estimates = passed.filtered_at_rate(first, last)
         wide = np.stack([widened(active, BEFORE_SECONDS, AFTER_SECONDS) for active in activity])
         in_talk = smoothed(wide, FADE_FRAMES).astype(np.float32)
         talking, alone = (_between(x, place, near.start, n) for x in (in_talk, _alone(wide, in_talk)))

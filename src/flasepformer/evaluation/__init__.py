@@ -27,7 +27,7 @@ from flasepformer.evaluation.published_scores import (
 from flasepformer.evaluation.report import write_report
 from flasepformer.evaluation.rows import EvaluationRow, read_scores, write_scores
 from flasepformer.evaluation.scoring import EXTRA_METRICS, METRICS, Metric, check_metrics, score_estimates
-from flasepformer.evaluation.separating import describe_run, fix_mode, label_run
+from flasepformer.evaluation.separating import describe_run, fix_options, label_run
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.streams import StreamOptions, summarise_blocks
@@ -59,7 +59,7 @@ __all__ = [
     "describe_set",
     "evaluate",
     "find_published_score",
-    "fix_mode",
+    "fix_options",
     "label_run",
     "load_result",
     "make_examples",

@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=300, help="Mixtures to fit on.")
     parser.add_argument("--test-count", type=int, default=160, help="Mixtures to check on.")
     given = parser.parse_args(arguments)
-    separator = Separator.from_pretrained(device="cpu")
+    separator = Separator.from_pretrained(device="cpu", post_filter=0.0)
     rate = separator.sample_rate
     noise = Noise.load(given.noise, rate) if given.noise else None
     fitted, checked = (

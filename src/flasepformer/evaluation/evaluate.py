@@ -25,7 +25,7 @@ from flasepformer.evaluation.separating import (
     AsRecording,
     Separate,
     describe_run,
-    fix_mode,
+    fix_options,
     separation_by,
     share_memory,
 )
@@ -85,7 +85,7 @@ def evaluate(
     names = list(mixtures.names[:limit])
     if stream is not None and run_options is not None:
         raise ValueError("a mixture goes through the model as a stream or as a recording, not both")
-    run_options = fix_mode(model, run_options)
+    run_options = fix_options(model, run_options)
     if stream is not None:
         separate: Separate = StreamedSeparation(
             model.model if isinstance(model, Separator) else model, stream

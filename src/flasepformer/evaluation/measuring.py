@@ -20,7 +20,7 @@ from flasepformer.data import MixtureSet
 from flasepformer.evaluation.conditions import CONDITIONS, COUNTS, MeasuredSpeech
 from flasepformer.evaluation.evaluate import evaluate
 from flasepformer.evaluation.provenance import names_digest, versions
-from flasepformer.evaluation.separating import describe_run
+from flasepformer.evaluation.separating import describe_run, fix_options
 from flasepformer.evaluation.statistics import bootstrap_interval
 from flasepformer.evaluation.stored import StoredResult, load_result
 from flasepformer.evaluation.summary import TABLE_FILE, Summary
@@ -37,8 +37,8 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "conversations": ("sdr", "confusion"),
     "turns": ("turns",),
 }
-_RUN_OPTIONS: dict[str, RunOptions] = {"conversations": {"mode": "whole"}}
-"""Conversations are separated as users' recordings are; all else goes straight through the network."""
+_RUN_OPTIONS: RunOptions = {"mode": "whole"}
+"""Everything is separated as users' recordings are."""
 _PAIRINGS = {"same sex": "same sex", "mixed sex": "mixed sex", "": "sex not known of one or both"}
 
 
@@ -124,7 +124,7 @@ def _score(
         raise ValueError(
             f"{folder} holds results of other weights or another set; give --overwrite or another --out"
         )
-    metrics, run_options = _METRICS.get(condition, ("sdr",)), _RUN_OPTIONS.get(condition)
+    metrics, run_options = _METRICS.get(condition, ("sdr",)), fix_options(separator, _RUN_OPTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     journal = folder / "scores.partial.jsonl"
     if overwrite:

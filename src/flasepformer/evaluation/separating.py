@@ -66,20 +66,27 @@ def separation_by(model: Separator | SeparationNetwork, run_options: RunOptions 
     """
     if run_options is None:
         return partial(_through_network, model)
-    network = _network_of(model)
     fixed: RunOptions = {**run_options, "shorter_chunks": False}  # scores must not depend on the memory
-    return AsRecording(Separator(network, next(network.parameters()).device, **fixed))
+    if isinstance(model, Separator):
+        return AsRecording(model.alike(fixed))
+    return AsRecording(Separator(model, next(model.parameters()).device, **fixed))
 
 
-def fix_mode(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:
-    """Decide "auto" by the model alone: scores must not depend on the memory that is free on the day.
+def fix_options(model: Separator | SeparationNetwork, run_options: RunOptions | None) -> RunOptions | None:
+    """Decide by the model what was left open: scores must not depend on the memory that is free on the day.
 
-    A model with linear attention takes every mixture whole; another one takes those that are longer than a
-    chunk in chunks.
+    In mode "auto" a model with linear attention takes every mixture whole; another one takes those that are
+    longer than a chunk in chunks. The filter is that of the model.
     """
-    if run_options is None or run_options.get("mode", "auto") != "auto":
-        return run_options
-    return {**run_options, "mode": "whole" if goes_in_pieces(_network_of(model)) else "chunks"}
+    if run_options is None:
+        return None
+    fixed: RunOptions = {**run_options}
+    if fixed.get("mode", "auto") == "auto":
+        fixed["mode"] = "whole" if goes_in_pieces(_network_of(model)) else "chunks"
+    share = fixed.pop("post_filter", None)
+    if share is None and isinstance(model, Separator):
+        share = model.post_filter
+    return fixed if share is None else {**fixed, "post_filter": share}
 
 
 def share_memory(run_options: RunOptions | None, n_jobs: int) -> RunOptions | None:
@@ -95,6 +102,8 @@ def describe_run(run_options: RunOptions | None) -> dict[str, Any]:
     if run_options is None:
         return {"mode": "network"}
     options: dict[str, Any] = {"mode": "auto", **run_options}
+    if not options.get("post_filter"):
+        options.pop("post_filter", None)
     if options["mode"] == "whole":
         return {key: value for key, value in options.items() if not key.endswith("_seconds")}
     return options
@@ -107,8 +116,8 @@ def label_run(description: Mapping[str, Any]) -> str:
     ('chunks of 30 s', 'whole')
     >>> label_run({"mode": "network"}), label_run({}), label_run({"mode": "whole", "passes": 2})
     ('', '', 'whole, 2 passes')
-    >>> label_run({"mode": "whole", "also": "default-fast"})
-    'whole, also default-fast'
+    >>> label_run({"mode": "whole", "also": "default-fast", "post_filter": 0.6})
+    'whole, also default-fast, post-filter 0.6'
     """
     mode = description.get("mode", "network")
     if mode == "network":
@@ -116,7 +125,13 @@ def label_run(description: Mapping[str, Any]) -> str:
     known = mode == "chunks" and "chunk_seconds" in description
     way = f"chunks of {description['chunk_seconds']:g} s" if known else str(mode)
     passes, also = description.get("passes", 1), description.get("also")
-    return way + (f", {passes} passes" if passes > 1 else "") + (f", also {also}" if also else "")
+    share = description.get("post_filter", 0)
+    return (
+        way
+        + (f", {passes} passes" if passes > 1 else "")
+        + (f", also {also}" if also else "")
+        + (f", post-filter {share:g}" if share else "")
+    )
 
 
 def _network_of(model: Separator | SeparationNetwork) -> SeparationNetwork:

@@ -44,17 +44,19 @@ class Passed:
     mixture: Read
     """(time,): what the model heard, at its rate and the recording's level."""
     estimates: Read
-    """(source, time) at the model's rate, of levels that explain the mixture."""
+    """(source, time) at the model's rate, of levels that explain the mixture: to hear who talks."""
     channels: bool = False
     """Whether the estimates are channels of the recording, each with a talker; it is their sum then."""
     offset: float = 0.0
     """What was taken from every sample of the recording."""
     name: str = ""
     """What the names of the tracks begin with."""
+    filtered: Read | None = None
+    """The estimates as tracks have them, where that differs; see `flasepformer.inference.post_filter`."""
 
-    def estimates_at_rate(self, first: int, last: int) -> Samples:
-        """Return the estimates (source, last - first) at the rate of the recording."""
-        return self._resampled(self.estimates, first, last)
+    def filtered_at_rate(self, first: int, last: int) -> Samples:
+        """Return the filtered estimates (source, last - first) at the rate of the recording."""
+        return self._resampled(self.filtered or self.estimates, first, last)
 
     def mixture_at_rate(self, first: int, last: int) -> Samples:
         """Return what the model heard of the recording (last - first,) at the rate of the recording."""

@@ -10,8 +10,9 @@ from torch import nn
 
 _OPTION_WORDS = {"mix_channels": "mixing of channels", "chunk_seconds": "length of chunks",
                  "overlap_seconds": "overlap of chunks", "finisher": "way to finish the tracks",
-                 "passes": "number of passes", "also": "second model"}  # fmt: skip
-_ALWAYS_BEFORE = {"passes": 1, "also": None}  # of reports that do not say
+                 "passes": "number of passes", "also": "second model",
+                 "post_filter": "share of the filter"}  # fmt: skip
+_ALWAYS_BEFORE = {"passes": 1, "also": None, "post_filter": 0.0}  # of reports that do not say
 
 
 def file_identity(path: Path) -> dict[str, Any]:

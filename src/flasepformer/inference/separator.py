@@ -141,7 +141,7 @@ class FileOptions(TypedDict, total=False):
 
 _RUN_DEFAULTS: dict[str, Any] = {
     "mode": "auto", "memory": None, "chunk_seconds": 30.0, "overlap_seconds": 5.0, "precision": "float32",
-    "passes": 1, "also": None,
+    "passes": 1, "also": None, "post_filter": 0.0,
 }  # fmt: skip
 _FILE_DEFAULTS: dict[str, Any] = {
     "format": "wav", "subtype": "auto", "stream": None, "channel": None, "mix_channels": False
@@ -208,8 +208,14 @@ class Separator:
                 "Separator.from_pretrained takes a name or a folder"
             )
         options["precision"], slow = pick_precision(options.get("precision", "float32"), device)
-        self._runner = ModelRunner(model, device, **options)
-        self._run_options = {**_RUN_DEFAULTS, **options}
+        for_runner: dict[str, Any] = {**options}
+        share, known = for_runner.pop("post_filter", None), info.post_filter if info else 0.0
+        self.post_filter: float = known if share is None else share
+        """Share of the filter in the tracks; see `RunOptions`."""
+        if not 0 <= self.post_filter <= 1:
+            raise InputError(f"post_filter must be from 0 to 1, got {self.post_filter}")
+        self._runner = ModelRunner(model, device, **for_runner)
+        self._run_options = {**_RUN_DEFAULTS, **options, "post_filter": self.post_filter}
         self.device = self._runner.device
         self.model: SeparationNetwork = self._runner.model
         self.sample_rate = self._runner.sample_rate
@@ -257,6 +263,8 @@ class Separator:
     def alike(self, options: RunOptions) -> "Separator":
         """Return a separator with the same model and device and other options, for another process."""
         given: dict[str, Any] = {**options}
+        if given.get("post_filter") is None:
+            given["post_filter"] = self.post_filter
         also, second = options.get("also"), self._runner.also
         if second is not None and also == self._run_options["also"]:
             given["also"] = second.model
@@ -712,7 +720,13 @@ class Separator:
         )
         tell("finishing", 2 * READING_SHARE + MODEL_SHARE)
         tracks = SeparatedTracks(
-            passage.estimates, heard, heard.level, self.sample_rate, *shape[1:], heard.silent
+            passage.estimates,
+            heard,
+            heard.level,
+            self.sample_rate,
+            *shape[1:],
+            heard.silent,
+            self.post_filter,
         )
         cautions = [*heard.warnings, *passage.warnings]
         if doubtful := [join.sample / self.sample_rate for join in passage.joins if join.doubtful]:

@@ -23,6 +23,7 @@ from flasepformer.inference.chunks import Signals
 from flasepformer.inference.confidence import Confidence, SeparateAgain, confidence_of
 from flasepformer.inference.finishing import Finished, Passed, Read
 from flasepformer.inference.hearing import Survey
+from flasepformer.inference.post_filter import PostFiltered
 
 INTEGER_PEAK = 0.999
 """Peak of tracks that had to be turned down for a format that clips at 1."""
@@ -105,6 +106,7 @@ class SeparatedTracks:
         n_samples: Of the recording.
         sample_rate: Of the recording, in Hz.
         silent: Where the recording is silent, in order.
+        post_filter: Share of the filter in the tracks; see `PostFiltered`.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class SeparatedTracks:
         n_samples: int,
         sample_rate: int,
         silent: tuple[slice, ...],
+        post_filter: float = 0.0,
     ) -> None:
         self.n_tracks, self.n_samples, self.sample_rate = estimates.n_signals, n_samples, sample_rate
         self._estimates, self._rate, self._silent = estimates, rate, silent
@@ -126,19 +129,25 @@ class SeparatedTracks:
         for first, block in _read(estimates):
             products.add(mixture.read(first, first + block.shape[1])[0], block - self._means)
         self._gains = (products.gains() * level).astype(np.float32)[:, None]
+        self._filtered = PostFiltered(
+            self._read_mixture, self._read_levelled, estimates.n_samples, rate, post_filter
+        )
 
     def confidence(self, separate_again: SeparateAgain | None = None) -> Confidence:
         """Say how sure it is that each track is one talker; see `confidence_of`."""
-        mixture = _Changed(self._mixture, lambda block: block * np.float32(self._level))
-        tracks = _Changed(self._estimates, lambda block: (block - self._means) * self._gains)
-        return confidence_of(mixture, tracks, self._rate, separate_again)
+        n = self._estimates.n_samples
+        mixture = _Signals(n, lambda first, last: self._read_mixture(first, last)[None])
+        return confidence_of(mixture, _Signals(n, self._read_levelled), self._rate, separate_again)
 
     def blocks(self, index: int) -> Iterator[Block]:
         """See `Tracks`."""
-        one = slice(index, index + 1)
-        levelled = ((block[one] - self._means[one]) * self._gains[one] for _, block in _read(self._estimates))
+        n = self._estimates.n_samples
+        filtered = (
+            self._filtered(first, min(first + BLOCK_LENGTH, n))[index : index + 1]
+            for first in range(0, n, BLOCK_LENGTH)
+        )
         # Its length may differ from the recording's by what was rounded twice.
-        track = resample_blocks(levelled, self._estimates.n_samples, self._rate, self.sample_rate)
+        track = resample_blocks(filtered, n, self._rate, self.sample_rate)
         return _silenced(track, self.n_samples, self._silent)
 
     def passed(self, found: Survey, name: str) -> Passed:
@@ -150,11 +159,18 @@ class SeparatedTracks:
             n_estimate_samples=self._estimates.n_samples,
             estimate_rate=self._rate,
             n_sources=self.n_tracks,
-            mixture=lambda first, last: self._mixture.read(first, last)[0] * np.float32(self._level),
-            estimates=lambda first, last: (self._estimates.read(first, last) - self._means) * self._gains,
+            mixture=self._read_mixture,
+            estimates=self._read_levelled,
             offset=found.mix.mean,
             name=name,
+            filtered=self._filtered,
         )
+
+    def _read_mixture(self, first: int, last: int) -> Block:
+        return self._mixture.read(first, last)[0] * np.float32(self._level)
+
+    def _read_levelled(self, first: int, last: int) -> Block:
+        return (self._estimates.read(first, last) - self._means) * self._gains
 
 
 class FinishedTracks:
@@ -235,14 +251,12 @@ def _one(read: Read) -> Read:
     return lambda first, last: np.asarray(read(first, last)[0])
 
 
-class _Changed:
-    """Signals that are changed whenever they are read."""
+@dataclass(frozen=True)
+class _Signals:
+    """Signals that are made whenever they are read."""
 
-    def __init__(self, signals: Signals, change: Callable[[Block], Block]) -> None:
-        self._signals, self._change, self.n_samples = signals, change, signals.n_samples
-
-    def read(self, first: int, last: int) -> Block:
-        return self._change(self._signals.read(first, last))
+    n_samples: int
+    read: Read
 
 
 def _read(signals: StoredSignals) -> Iterator[tuple[int, Block]]:

@@ -457,7 +457,7 @@ def _fill(model: SeparationNetwork, weights: Mapping[str, Tensor], path: Path) -
 def _describe(
     model: SeparationNetwork, family: str, config: Any, name: str, info: Mapping[str, Any]
 ) -> ModelInfo:
-    counted = info.get("giga_multiply_adds")
+    counted, filtered = info.get("giga_multiply_adds"), info.get("post_filter")
     return ModelInfo(
         name=name,
         family=family,
@@ -471,6 +471,7 @@ def _describe(
         data=str(info.get("data", "")),
         citation=str(info.get("citation", "")),
         source=str(info.get("source", "")),
+        post_filter=filtered if isinstance(filtered, float) and 0 <= filtered <= 1 else 0.0,
     )
 
 

@@ -52,6 +52,8 @@ class ModelInfo:
     """Publication to cite for them, where it is on record."""
     source: str = ""
     """Where they were published, if not by us."""
+    post_filter: float = 0.0
+    """Share of a filter that makes its tracks better; see `flasepformer.inference.post_filter`."""
 
 
 _SEPREFORMER: dict[str, dict[str, Any]] = {

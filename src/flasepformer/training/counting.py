@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--conversations", type=int, default=300)
     parser.add_argument("--steps", type=int, default=2400, help="of training")
     options = parser.parse_args(arguments)
-    separator = Separator.from_pretrained(device="cpu")
+    separator = Separator.from_pretrained(device="cpu", post_filter=0.0)
     trained, valid = (
         [example(separator, *made) for made in recordings(options.speech, split, count, options.noise, seed)]
         for split, count, seed in (("train", options.conversations, 1), ("valid", 24, 2))
