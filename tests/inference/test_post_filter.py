@@ -16,7 +16,7 @@ from flasepformer.inference import Separator
 from flasepformer.inference.finishing import array_reader
 from flasepformer.inference.post_filter import PostFiltered
 from flasepformer.metrics import si_snr
-from flasepformer.models import save_model
+from flasepformer.models import convert_checkpoint, save_model
 
 RATE = 8000
 
@@ -99,6 +99,12 @@ def test_a_model_brings_its_share_and_users_choose_another(tmp_path, voices):
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="post_filter must be from 0 to 1"):
             Separator(known.model, "cpu", post_filter=share)
+
+
+def test_a_converted_model_keeps_its_share(tmp_path):
+    save_model(tiny(), tmp_path / "model", {"post_filter": 1})
+    convert_checkpoint(tmp_path / "model", tmp_path / "half", dtype=torch.float16)
+    assert Separator.from_pretrained(tmp_path / "half", "cpu").post_filter == 1
 
 
 def test_a_share_that_makes_no_sense_in_a_checkpoint_counts_as_none(tmp_path):

@@ -247,7 +247,8 @@ def _write_converted(
 ) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
-        stated = {key: getattr(known, key) for key in ("data", "citation", "source") if getattr(known, key)}
+        kept = ("data", "citation", "source", "post_filter")
+        stated = {key: value for key in kept if (value := getattr(known, key))}
         info = {"description": known.description, "licence": known.licence, **stated}
     extra: dict[str, Any] = {"info": dict(info)}
     if origin is not None:
@@ -457,7 +458,8 @@ def _fill(model: SeparationNetwork, weights: Mapping[str, Tensor], path: Path) -
 def _describe(
     model: SeparationNetwork, family: str, config: Any, name: str, info: Mapping[str, Any]
 ) -> ModelInfo:
-    counted, filtered = info.get("giga_multiply_adds"), info.get("post_filter")
+    counted, share = info.get("giga_multiply_adds"), info.get("post_filter")
+    makes_sense = isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1
     return ModelInfo(
         name=name,
         family=family,
@@ -471,7 +473,7 @@ def _describe(
         data=str(info.get("data", "")),
         citation=str(info.get("citation", "")),
         source=str(info.get("source", "")),
-        post_filter=filtered if isinstance(filtered, float) and 0 <= filtered <= 1 else 0.0,
+        post_filter=float(share) if makes_sense and share else 0.0,
     )
 
 
