@@ -76,7 +76,7 @@ def passed_of(separator: Separator, recording: NDArray[np.float32], rate: int) -
         mixture=array_reader(mixture), estimates=array_reader(estimates),
         filtered=PostFiltered(
             array_reader(mixture), array_reader(estimates), len(mixture), separator.sample_rate,
-            separator.post_filter,
+            separator.post_filter, separator.filter_network, talking_rms(mixture, separator.sample_rate),
         ),
     )  # fmt: skip
 

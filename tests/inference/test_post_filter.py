@@ -10,13 +10,15 @@ from scipy.signal import istft, stft
 from tests.conversation.test_voices import DEMO
 from tests.networks import tiny
 
-from flasepformer.audio import BLOCK_LENGTH
+from flasepformer.audio import BLOCK_LENGTH, resample
 from flasepformer.errors import InputError
 from flasepformer.inference import Separator
 from flasepformer.inference.finishing import array_reader
 from flasepformer.inference.post_filter import PostFiltered
 from flasepformer.metrics import si_snr
 from flasepformer.models import convert_checkpoint, save_model
+from flasepformer.models.filter_network import CONTEXT, FilterNetwork
+from flasepformer.training.filtering import filtered
 
 RATE = 8000
 
@@ -29,8 +31,18 @@ def speech():
     return sources.sum(0), sources + 0.3 * sources[::-1], sources
 
 
-def behind(mixture, estimates, share, rate=RATE):
-    return PostFiltered(array_reader(mixture), array_reader(estimates), len(mixture), rate, share)
+def behind(mixture, estimates, share, rate=RATE, **network):
+    return PostFiltered(array_reader(mixture), array_reader(estimates), len(mixture), rate, share, **network)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Of random weights, of which every one matters."""
+    torch.manual_seed(0)
+    network = FilterNetwork().eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight.add_(0.05 * torch.randn_like(weight))
+    return network
 
 
 def test_it_is_the_mixture_times_the_share_that_each_estimate_has_of_the_power(speech):
@@ -48,17 +60,74 @@ def test_it_is_the_mixture_times_the_share_that_each_estimate_has_of_the_power(s
     assert np.array_equal(behind(mixture, estimates, 0.0)(0, len(mixture)), estimates)
 
 
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("n_samples", [1, 255, 256, 1025, 2 * BLOCK_LENGTH + 77])
-def test_samples_are_the_same_wherever_pieces_begin(n_samples):
+def test_samples_are_the_same_wherever_pieces_begin(n_samples, learned, network):
     rng = np.random.default_rng(0)
     estimates = rng.standard_normal((3, n_samples)).astype(np.float32)
-    filtered = behind(estimates.sum(0) + 0.1, estimates, 0.6)
-    whole = filtered(0, n_samples)
+    found = behind(estimates.sum(0) + 0.1, estimates, 0.6, network=network if learned else None)
+    whole = found(0, n_samples)
     assert whole.shape == (3, n_samples)
     cuts = sorted({0, n_samples, *rng.integers(0, n_samples + 1, 9).tolist()})
-    pieces = [filtered(first, last) for first, last in pairwise(cuts)]
+    pieces = [found(first, last) for first, last in pairwise(cuts)]
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-5)
-    assert filtered(0, 0).shape == (3, 0)
+    assert found(0, 0).shape == (3, 0)
+    np.testing.assert_allclose(found.of(slice(1, 2), 0, n_samples), whole[1:2], atol=1e-6)
+
+
+def test_pieces_are_what_the_network_makes_of_the_whole(speech, network):
+    mixture, estimates, _ = speech
+    whole = filtered(network, torch.from_numpy(mixture)[None], torch.from_numpy(estimates)[None])[0]
+    level = float(np.sqrt(np.mean(np.square(mixture))))
+    pieces = behind(mixture, estimates, 1.0, network=network, level=level)
+    np.testing.assert_allclose(pieces(0, len(mixture)), whole, atol=1e-4)
+    louder = behind(8 * mixture, 8 * estimates, 1.0, network=network, level=8 * level)
+    np.testing.assert_allclose(louder(0, 9000) / 8, pieces(0, 9000), atol=1e-5)
+
+
+def test_a_network_that_has_learned_nothing_is_the_filter_by_powers(speech):
+    mixture, estimates, _ = speech
+    untrained = behind(mixture, estimates, 1.0, network=FilterNetwork(), level=float(mixture.std()))
+    np.testing.assert_allclose(untrained(0, 9000), behind(mixture, estimates, 0.6)(0, 9000), atol=1e-4)
+
+
+def test_the_network_turns_with_the_phase_and_hears_so_many_frames(network):
+    torch.manual_seed(0)
+    mixture, own, others = torch.randn(3, 1, 2 * CONTEXT + 3, 513, dtype=torch.complex64)
+    found = network(mixture, own, others)
+    turn = torch.exp(1j * torch.rand(own.shape) * 6)
+    torch.testing.assert_close(network(*(x * turn for x in (mixture, own, others))), found * turn)
+    changed = own.clone()
+    changed[:, 0] = 0
+    differs = (network(mixture, changed, others) - found).abs().amax((0, 2)) > 1e-6
+    assert differs[: CONTEXT - 1].all()
+    assert not differs[CONTEXT + 1 :].any()
+
+
+def test_a_network_at_another_rate_is_refused(speech, network):
+    mixture, estimates, _ = speech
+    with pytest.raises(InputError, match="513 bins, not those at 16000 Hz"):
+        behind(mixture, estimates, 1.0, rate=16_000, network=network)
+
+
+def test_the_network_of_the_package_is_better_than_the_gains():
+    default = Separator.from_pretrained(device="cpu")
+    read = [soundfile.read(DEMO / f"source{k}.flac", dtype="float32") for k in (1, 2)]
+    sources = np.stack([resample(samples, rate, RATE) for samples, rate in read])
+    mixture = sources.sum(0)
+    estimates = default.alike({"post_filter": 0.0}).separate(mixture, RATE)
+    level = float(mixture.std())
+    by_power = behind(mixture, estimates, 0.6)(0, len(mixture))
+    learned = behind(mixture, estimates, 1.0, network=default.filter_network, level=level)(0, len(mixture))
+    plain, powers, trained = (
+        max(si_snr(torch.from_numpy(x), torch.from_numpy(s.copy())).mean() for s in (sources, sources[::-1]))
+        for x in (estimates, by_power, learned)
+    )
+    print(plain, powers, trained)
+    assert trained > powers + 0.2
+    assert powers > plain
+    tracks = default.separate(mixture, RATE)
+    assert abs(np.corrcoef(tracks[0], learned[0])[0, 1]) > 0.999
 
 
 def test_estimates_that_are_the_sources_of_no_common_bin_stay_and_silence_stays_silent():
@@ -105,6 +174,21 @@ def test_a_converted_model_keeps_its_share(tmp_path):
     save_model(tiny(), tmp_path / "model", {"post_filter": 1})
     convert_checkpoint(tmp_path / "model", tmp_path / "half", dtype=torch.float16)
     assert Separator.from_pretrained(tmp_path / "half", "cpu").post_filter == 1
+
+
+def test_a_copy_of_the_default_model_does_as_it_does(tmp_path, voices):
+    convert_checkpoint("default", tmp_path / "copy", dtype=torch.float16)
+    copied, default = (Separator.from_pretrained(name, "cpu") for name in (tmp_path / "copy", "default"))
+    assert copied.post_filter == default.post_filter == 1
+    assert copied.filter_network is not None
+    mixture = voices(6000)
+    np.testing.assert_allclose(copied.separate(mixture, RATE), default.separate(mixture, RATE), atol=1e-4)
+
+
+def test_what_is_not_in_the_package_is_not_taken_from_a_checkpoint(tmp_path):
+    for name in ("../elsewhere", "owner/name", 3, None, ["default"]):
+        save_model(tiny(), tmp_path / "model", {"filter": name, "post_filter": 1.0})
+        assert Separator.from_pretrained(tmp_path / "model", "cpu").filter_network is None
 
 
 def test_a_share_that_makes_no_sense_in_a_checkpoint_counts_as_none(tmp_path):

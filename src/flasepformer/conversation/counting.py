@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from flasepformer.conversation.frames import Frames, smoothed
 from flasepformer.conversation.mels import N_MELS, read_mels
-from flasepformer.conversation.packaged import packaged
 from flasepformer.conversation.segmentation import segmented_chances
 from flasepformer.inference.finishing import Passed
+from flasepformer.models.packaged import packaged
 
 WEIGHTS = "pretrained/conversation/counting.safetensors"
 DILATIONS = (1, 2, 4, 8, 16)

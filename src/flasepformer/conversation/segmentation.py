@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.conversation.frames import FRAMES_PER_SECOND
-from flasepformer.conversation.packaged import packaged
 from flasepformer.inference.finishing import Passed, read_resampled
+from flasepformer.models.packaged import packaged
 
 WEIGHTS = "pretrained/conversation/segmentation.safetensors"
 SAMPLE_RATE = 16_000

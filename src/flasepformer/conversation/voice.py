@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.conversation.mels import mel_of
-from flasepformer.conversation.packaged import packaged, with_weights
 from flasepformer.inference.finishing import Samples
+from flasepformer.models.packaged import packaged, with_weights
 
 WEIGHTS = "pretrained/conversation/voice.safetensors"
 SAMPLE_RATE = 16_000

@@ -1,27 +1,34 @@
-"""A Wiener filter behind a model: estimates of short windows, once more by windows that part harmonics.
+"""A filter behind a model: estimates of short windows, once more by windows that part harmonics.
 
 A network whose frames last some milliseconds leaves in each track what lies between the harmonics of its
 talker. In windows of 128 ms two voices seldom share a bin, so a gain for each bin, the share that an estimate
 has of the power there, takes much of it away; the phase then is the mixture's. What the filter gets wrong is
-not what the network gets wrong, so the best is a mean of both.
+not what the network gets wrong, so the best is a mean of both. How to mix them, a small network says better
+than a rule, where one has been trained for the model; see `flasepformer.models.filter_network`.
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flasepformer.audio import BLOCK_LENGTH
+from flasepformer.errors import InputError
 from flasepformer.inference.finishing import Read, Samples
+from flasepformer.models.filter_network import CONTEXT, FilterNetwork
 
 HOP_SECONDS = 0.032
 _HOPS = 4  # in a window
 _SILENCE = 1e-20  # a power without sound
+
+Spectra = NDArray[np.complexfloating]
 
 
 class PostFiltered:
     """Estimates behind the filter, the same samples whatever the pieces are in which they are read.
 
     In windows of four hops, with the spectra X of the mixture, S of the estimates and R of what they leave of
-    the mixture, the gains are |S_i|^2 / (sum over j of |S_j|^2 + |R|^2); see Wiener filter.
+    the mixture, the gains are |S_i|^2 / (sum over j of |S_j|^2 + |R|^2); see Wiener filter. Or a network says
+    what becomes of the spectra.
 
     Args:
         mixture: Reads it, (time,).
@@ -29,57 +36,95 @@ class PostFiltered:
         n_samples: Of each.
         sample_rate: In Hz.
         share: Of what is filtered in the mean, from 0 to 1.
+        network: Filters instead of the gains.
+        level: RMS of the mixture where somebody talks, for the network.
+
+    Raises:
+        InputError: The network filters signals at another rate.
     """
 
     def __init__(
-        self, mixture: Read, estimates: Read, n_samples: int, sample_rate: int, share: float
-    ) -> None:
+        self, mixture: Read, estimates: Read, n_samples: int, sample_rate: int, share: float,
+        network: FilterNetwork | None = None, level: float = 1.0,
+    ) -> None:  # fmt: skip
         self._mixture, self._estimates, self._n_samples = mixture, estimates, n_samples
         self._share = np.float32(share)
+        self._network, self._level = network, level
+        self._context = 0 if network is None else CONTEXT
         self._hop = round(HOP_SECONDS * sample_rate)
+        if network is not None and network.n_bins != _HOPS * self._hop // 2 + 1:
+            raise InputError(
+                f"the network filters spectra of {network.n_bins} bins, not those at {sample_rate} Hz"
+            )
         phase = np.arange(_HOPS * self._hop) / (_HOPS * self._hop)
         self._window = np.sin(np.pi * phase) ** 2  # Hann; four of its squares, a hop apart, are 1.5
 
     def __call__(self, first: int, last: int) -> Samples:
         """Return samples (source, last - first)."""
-        if not self._share or first == last:
-            return self._estimates(first, last)
-        ends = [*range(first + BLOCK_LENGTH, last, BLOCK_LENGTH), last]
-        return np.concatenate([self._piece(a, b) for a, b in zip([first, *ends], ends, strict=False)], axis=1)
+        return self.of(slice(None), first, last)
 
-    def _piece(self, first: int, last: int) -> Samples:
+    def of(self, sources: slice, first: int, last: int) -> Samples:
+        """Return samples (source, last - first) of some sources only, which takes less time."""
+        if not self._share or first == last:
+            return self._estimates(first, last)[sources]
+        ends = [*range(first + BLOCK_LENGTH, last, BLOCK_LENGTH), last]
+        pieces = [self._piece(sources, a, b) for a, b in zip([first, *ends], ends, strict=False)]
+        return np.concatenate(pieces, axis=1)
+
+    def _piece(self, sources: slice, first: int, last: int) -> Samples:
         hop = self._hop
-        begin = (first // hop - _HOPS + 1) * hop  # of the first window that has a part in it
-        n_windows = -(-(last - begin) // hop)
+        begin = (first // hop - _HOPS + 1 - self._context) * hop  # of the first window that is wanted
+        n_windows = -(-(last - begin) // hop) + self._context
         end = begin + (n_windows + _HOPS - 1) * hop
         a, b = max(begin, 0), min(end, self._n_samples)
         around = (a - begin, end - b)
         mixture = np.pad(self._mixture(a, b), around)
         estimates = np.pad(self._estimates(a, b), ((0, 0), around))
         here = slice(first - begin, last - begin)
-        windows = self._filtered(self._spectra(mixture), self._spectra(estimates))
-        windows = windows.reshape(len(estimates), n_windows, _HOPS, hop)
-        filtered = np.zeros((len(estimates), n_windows + _HOPS - 1, hop))
+        spectra = self._spectra(mixture), self._spectra(estimates)
+        if self._network is None:
+            found = _by_power(*spectra)[sources]
+        else:
+            starts = begin + hop * np.arange(n_windows)
+            inside = (starts > -_HOPS * hop) & (starts < self._n_samples)
+            found = _by_network(self._network, *spectra, sources, inside, self._level)
+        windows = np.fft.irfft(found, _HOPS * hop) * (self._window / 1.5)
+        windows = windows.reshape(-1, n_windows, _HOPS, hop)
+        filtered = np.zeros((len(windows), n_windows + _HOPS - 1, hop))
         for number in range(_HOPS):
             filtered[:, number : number + n_windows] += windows[:, :, number]
-        filtered = filtered.reshape(len(estimates), -1)[:, here]
-        own = estimates[:, here]
+        filtered = filtered.reshape(len(windows), -1)[:, here]
+        own = estimates[sources, here]
         return own + self._share * (filtered.astype(np.float32) - own)
 
-    def _spectra(self, signals: Samples) -> NDArray[np.complexfloating]:
+    def _spectra(self, signals: Samples) -> Spectra:
         """Return (..., window, bin)."""
         windows = np.lib.stride_tricks.sliding_window_view(signals, len(self._window), axis=-1)
         return np.fft.rfft(windows[..., :: self._hop, :] * self._window)
 
-    def _filtered(
-        self, mixture: NDArray[np.complexfloating], estimates: NDArray[np.complexfloating]
-    ) -> NDArray[np.floating]:
-        """Return windows (source, window, sample) that add up to the filtered mixture."""
-        powers = _power(estimates)
-        total = powers.sum(0) + _power(mixture - estimates.sum(0)) + _SILENCE
-        windows = np.fft.irfft(powers / total * mixture, len(self._window))
-        return windows * (self._window / 1.5)
+
+def _by_power(mixture: Spectra, estimates: Spectra) -> Spectra:
+    """Return the mixture times Wiener's gains: (source, window, bin)."""
+    powers = _power(estimates)
+    total = powers.sum(0) + _power(mixture - estimates.sum(0)) + _SILENCE
+    return np.asarray(powers / total * mixture)
 
 
-def _power(spectra: NDArray[np.complexfloating]) -> NDArray[np.floating]:
+def _by_network(
+    network: FilterNetwork, mixture: Spectra, estimates: Spectra, sources: slice, inside: NDArray[np.bool_],
+    level: float,
+) -> Spectra:  # fmt: skip
+    """Return what a network makes of the spectra of some sources: (source, window, bin)."""
+    device = network.where.device
+    whole, parts = (
+        torch.from_numpy((heard / level).astype(np.complex64)).to(device) for heard in (mixture, estimates)
+    )
+    total, marks = parts.sum(0), torch.from_numpy(inside).to(device)
+    with torch.inference_mode():  # one source after the other takes less memory
+        filtered = [network(whole[None], own[None], (total - own)[None], marks)[0] for own in parts[sources]]
+    spectra: Spectra = torch.stack(filtered).cpu().numpy()
+    return np.asarray(spectra * level)
+
+
+def _power(spectra: Spectra) -> NDArray[np.floating]:
     return spectra.real**2 + spectra.imag**2

@@ -60,7 +60,15 @@ from flasepformer.inference.tracks import (
     Tracks,
     fit_format,
 )
-from flasepformer.models import DEFAULT_MODEL, ModelInfo, SeparationNetwork, load_described_model, separate
+from flasepformer.models import (
+    DEFAULT_MODEL,
+    ModelInfo,
+    SeparationNetwork,
+    load_described_model,
+    load_filter,
+    separate,
+)
+from flasepformer.models.filter_network import FilterNetwork
 
 MIN_SAMPLE_RATE = 2000
 """In Hz; a recording below it holds nothing above 1 kHz, so no speech to tell apart."""
@@ -214,7 +222,11 @@ class Separator:
         """Share of the filter in the tracks; see `RunOptions`."""
         if not 0 <= self.post_filter <= 1:
             raise InputError(f"post_filter must be from 0 to 1, got {self.post_filter}")
+        self.filter_network: FilterNetwork | None = load_filter(info.filter) if info else None
+        """Filters instead of Wiener's gains."""
         self._runner = ModelRunner(model, device, **for_runner)
+        if self.filter_network is not None and self._runner.device.type == "cuda":
+            self.filter_network.to(self._runner.device)
         self._run_options = {**_RUN_DEFAULTS, **options, "post_filter": self.post_filter}
         self.device = self._runner.device
         self.model: SeparationNetwork = self._runner.model
@@ -269,6 +281,7 @@ class Separator:
         if second is not None and also == self._run_options["also"]:
             given["also"] = second.model
         other = Separator(self.model, self.device, **given)
+        other.filter_network = self.filter_network
         other.description, other._cautions = self.description, self._cautions
         other._run_options = {**other._run_options, "memory": self._run_options["memory"], "also": also}
         if known := self.__dict__.get("_weights_sha256"):  # once is enough
@@ -657,7 +670,12 @@ class Separator:
     @cached_property
     def _weights_sha256(self) -> str:
         second = self._runner.also
-        return weights_digest(self.model, *([] if second is None else [second.model]))
+        networks: list[nn.Module] = [self.model]
+        if second is not None:
+            networks.append(second.model)
+        if self.filter_network is not None:
+            networks.append(self.filter_network)
+        return weights_digest(*networks)
 
     def _separate(
         self,
@@ -727,6 +745,7 @@ class Separator:
             *shape[1:],
             heard.silent,
             self.post_filter,
+            self.filter_network,
         )
         cautions = [*heard.warnings, *passage.warnings]
         if doubtful := [join.sample / self.sample_rate for join in passage.joins if join.doubtful]:

@@ -23,7 +23,9 @@ from flasepformer.inference.chunks import Signals
 from flasepformer.inference.confidence import Confidence, SeparateAgain, confidence_of
 from flasepformer.inference.finishing import Finished, Passed, Read
 from flasepformer.inference.hearing import Survey
+from flasepformer.inference.levels import MODEL_RMS
 from flasepformer.inference.post_filter import PostFiltered
+from flasepformer.models.filter_network import FilterNetwork
 
 INTEGER_PEAK = 0.999
 """Peak of tracks that had to be turned down for a format that clips at 1."""
@@ -107,6 +109,7 @@ class SeparatedTracks:
         sample_rate: Of the recording, in Hz.
         silent: Where the recording is silent, in order.
         post_filter: Share of the filter in the tracks; see `PostFiltered`.
+        network: Of the filter, if any.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class SeparatedTracks:
         sample_rate: int,
         silent: tuple[slice, ...],
         post_filter: float = 0.0,
+        network: FilterNetwork | None = None,
     ) -> None:
         self.n_tracks, self.n_samples, self.sample_rate = estimates.n_signals, n_samples, sample_rate
         self._estimates, self._rate, self._silent = estimates, rate, silent
@@ -130,7 +134,13 @@ class SeparatedTracks:
             products.add(mixture.read(first, first + block.shape[1])[0], block - self._means)
         self._gains = (products.gains() * level).astype(np.float32)[:, None]
         self._filtered = PostFiltered(
-            self._read_mixture, self._read_levelled, estimates.n_samples, rate, post_filter
+            self._read_mixture,
+            self._read_levelled,
+            estimates.n_samples,
+            rate,
+            post_filter,
+            network,
+            level * MODEL_RMS,
         )
 
     def confidence(self, separate_again: SeparateAgain | None = None) -> Confidence:
@@ -143,7 +153,7 @@ class SeparatedTracks:
         """See `Tracks`."""
         n = self._estimates.n_samples
         filtered = (
-            self._filtered(first, min(first + BLOCK_LENGTH, n))[index : index + 1]
+            self._filtered.of(slice(index, index + 1), first, min(first + BLOCK_LENGTH, n))
             for first in range(0, n, BLOCK_LENGTH)
         )
         # Its length may differ from the recording's by what was rounded twice.

@@ -22,8 +22,10 @@ from torch.overrides import TorchFunctionMode
 from flasepformer.files import write_whole
 from flasepformer.models.eight_bits import from_eight_bits, to_eight_bits
 from flasepformer.models.errors import CheckpointError
+from flasepformer.models.filter_network import FilterNetwork
 from flasepformer.models.layouts import LAYOUTS, PublishedCheckpoint
 from flasepformer.models.network import SeparationNetwork
+from flasepformer.models.packaged import packaged
 from flasepformer.models.registry import (
     DEFAULT_MODEL,
     FAMILIES,
@@ -36,6 +38,8 @@ from flasepformer.models.registry import (
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+FILTER_FILE = "filter.safetensors"
+"""Weights of the network that filters what a model of the package has estimated."""
 UNREAD_FILE = "unread.safetensors"
 """Tensors of a converted checkpoint that no code reads, kept so that it can be converted back bit by bit."""
 
@@ -110,6 +114,11 @@ def model_info(name_or_path: str | Path = DEFAULT_MODEL) -> ModelInfo:
     return registered_info(name) if name in registered_names() else _open(name_or_path).info
 
 
+def load_filter(name: str) -> FilterNetwork | None:
+    """Load the network with which to filter, of a `ModelInfo.filter`; None if it is empty."""
+    return packaged(FilterNetwork(), f"pretrained/{name}/{FILTER_FILE}") if name else None
+
+
 def list_models() -> list[ModelInfo]:
     """Describe every model that has a name, the trained ones first: ours, then those published by others."""
     from flasepformer.models.published import published_models  # here, because it is built on this module
@@ -121,8 +130,11 @@ def list_models() -> list[ModelInfo]:
 
 def shipped_names() -> list[str]:
     """Return the names of the trained models in the package, the default one first."""
-    names = [folder.name for folder in _SHIPPED.iterdir() if (folder / WEIGHTS_FILE).is_file()]
-    return sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
+    return sorted(_names_with(WEIGHTS_FILE), key=lambda name: (name != DEFAULT_MODEL, name))
+
+
+def _names_with(file: str) -> list[str]:
+    return [folder.name for folder in _SHIPPED.iterdir() if (folder / file).is_file()]
 
 
 def shipped_offer(name: str) -> dict[str, Any]:
@@ -247,7 +259,7 @@ def _write_converted(
 ) -> None:
     known, origin = checkpoint.info, checkpoint.origin
     if info is None:
-        kept = ("data", "citation", "source", "post_filter")
+        kept = ("data", "citation", "source", "post_filter", "filter")
         stated = {key: value for key in kept if (value := getattr(known, key))}
         info = {"description": known.description, "licence": known.licence, **stated}
     extra: dict[str, Any] = {"info": dict(info)}
@@ -473,6 +485,7 @@ def _describe(
         data=str(info.get("data", "")),
         citation=str(info.get("citation", "")),
         source=str(info.get("source", "")),
+        filter=trained if (trained := info.get("filter")) in _names_with(FILTER_FILE) else "",
         post_filter=float(share) if makes_sense and share else 0.0,
     )
 

@@ -54,6 +54,8 @@ class ModelInfo:
     """Where they were published, if not by us."""
     post_filter: float = 0.0
     """Share of a filter that makes its tracks better; see `flasepformer.inference.post_filter`."""
+    filter: str = ""
+    """Model of the package with whose network to filter; without one, by Wiener's gains."""
 
 
 _SEPREFORMER: dict[str, dict[str, Any]] = {
