@@ -128,7 +128,7 @@ def separate(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of a Wiener filter in the tracks; by default what is best for the model, 0 for none.",
+            help="Share of a filter in the tracks; by default what is best for the model, 0 for none.",
         ),
     ] = None,
     jobs: Annotated[

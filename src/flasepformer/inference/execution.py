@@ -55,7 +55,7 @@ class RunOptions(TypedDict, total=False):
     """Name or checkpoint of a second model, as in `load_model`; none by default. Estimates are the mean of
     both, in which it has a quarter."""
     post_filter: float | None
-    """Share, from 0 to 1, of estimates behind a Wiener filter in the tracks; see
+    """Share, from 0 to 1, of estimates behind a filter in the tracks; see
     `flasepformer.inference.post_filter`. By default what is known to be best for the model, or else 0."""
     shorter_chunks: bool
     """Halve chunks for which there is too little memory, as by default; otherwise the recording is refused,
