@@ -25,6 +25,7 @@ from flasepformer.inference.post_filter import HOP_SECONDS
 from flasepformer.metrics import si_snr
 from flasepformer.models.filter_network import FilterNetwork
 from flasepformer.training.examples import open_examples, take_example
+from flasepformer.training.losses import softly_limited
 from flasepformer.training.optimizers import set_rate
 from flasepformer.training.recipe import load_recipe
 
@@ -85,7 +86,7 @@ def separated(separator: Separator, examples: Examples, n_examples: int, folder:
             waiting = path.with_suffix(".part")
             save_file({name: torch.stack(signals) for name, signals in made.items()}, waiting)
             waiting.rename(path)
-            print(f"{first + SHARD} of {n_examples} mixtures", end="\r", flush=True)
+            print(f"{min(first + SHARD, n_examples)} of {n_examples} mixtures", end="\r", flush=True)
         parts.append(load_file(path))
     names = ("mixtures", "estimates", "sources")
     return in_order(*(torch.cat([part[name] for part in parts]) for name in names))
@@ -121,8 +122,7 @@ def waveforms(found: Tensor, n_samples: int) -> Tensor:
 
 def loss_of(estimates: Tensor, examples: Separated) -> Tensor:
     """Return minus the mean SI-SNR in dB of what is wanted, softly limited."""
-    scores = si_snr(estimates, examples.sources)
-    scores = scores - 10 * (1 + 10 ** ((scores - LIMIT_DB) / 10)).log10()
+    scores = softly_limited(si_snr(estimates, examples.sources), LIMIT_DB)
     return -scores[examples.wanted].mean()
 
 
@@ -163,12 +163,12 @@ def train_filter(
 @torch.inference_mode()
 def score(examples: Separated, network: FilterNetwork | None = None) -> float:
     """Return the mean SI-SNR in dB of the estimates, or of what a network makes of them."""
-    losses = []
+    scores = []
     for first in range(0, len(examples), 10):
         part = examples[slice(first, first + 10)]
         found = part.estimates if network is None else filtered(network, part.mixtures, part.estimates)
-        losses.append(si_snr(found, part.sources)[part.wanted])
-    return torch.cat(losses).mean().item()
+        scores.append(si_snr(found, part.sources)[part.wanted])
+    return torch.cat(scores).mean().item()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

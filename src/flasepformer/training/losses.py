@@ -37,9 +37,14 @@ def si_snr_loss(estimates: Tensor, sources: Tensor, limit_db: float = 0.0) -> Te
 
     def limited(estimates: Tensor, sources: Tensor) -> Tensor:
         scores = si_snr(estimates, sources)
-        return scores - 10 * (1 + 10 ** ((scores - limit_db) / 10)).log10() if limit_db else scores
+        return softly_limited(scores, limit_db) if limit_db else scores
 
     return _permutation_invariant_loss(limited, estimates.float(), sources.float(), _is_silent(sources))
+
+
+def softly_limited(scores: Tensor, limit_db: float) -> Tensor:
+    """Return scores in dB that approach a limit and never exceed it."""
+    return scores - 10 * (1 + 10 ** ((scores - limit_db) / 10)).log10()
 
 
 def magnitude_loss(estimates: Tensor, sources: Tensor) -> Tensor:
