@@ -21,7 +21,7 @@ await esbuild.build({
   legalComments: "none", // they stand in licences.txt, whole
   alias: { "onnxruntime-web/wasm": join(ort, "dist/ort.wasm.min.mjs") },
 });
-for (const name of ["index.html", "style.css", "tap.js", "sw.js", "icon.svg", "manifest.webmanifest", "graph.onnx", "model.json", "live.onnx", "late.onnx", "live.json"]) {
+for (const name of ["index.html", "style.css", "tap.js", "sw.js", "icon.svg", "manifest.webmanifest", "graph.onnx", "filter.onnx", "model.json", "live.onnx", "late.onnx", "live.json"]) {
   copyFileSync(join(here, "src", name), join(out, name));
 }
 for (const name of ["ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"]) {

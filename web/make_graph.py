@@ -1,8 +1,8 @@
 """Write the networks of the page, which refer to the weights of the package's models as they are.
 
-`graph.onnx` is the default model for recordings, `live.onnx` one step of the live model, and `late.onnx`
-several at once, for a stream that has fallen behind. Needs the packages onnx and onnxscript. To be run anew
-when a network changes, not when its weights do:
+`graph.onnx` is the default model for recordings, `filter.onnx` what filters its estimates, `live.onnx` one
+step of the live model, and `late.onnx` several at once, for a stream that has fallen behind. Needs the
+packages onnx and onnxscript. To be run anew when a network changes, not when its weights do:
 
     python web/make_graph.py [default] [default-live]
 """
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from flasepformer.export.exporting import stream_block
 from flasepformer.export.graphs import StreamingStep
-from flasepformer.models import load_model
+from flasepformer.inference.post_filter import HOP_SECONDS
+from flasepformer.models import load_filter, load_model
+from flasepformer.models.filter_network import CONTEXT, FilterNetwork
 from flasepformer.models.network import SeparationNetwork
 from flasepformer.ops import overlap_add
 from flasepformer.running import Whole
@@ -32,6 +34,17 @@ PAGE = ROOT / "web/src"
 LATE_STEPS = 4
 """Steps that a late stream takes at once: in WebAssembly no more work than one, whose time goes into
 beginning some thousand operations."""
+
+
+class _Parts(nn.Module):
+    """A filter without complex numbers; see `FilterNetwork.of_parts`."""
+
+    def __init__(self, network: FilterNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, mixture: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        return self.network.of_parts(mixture, own, others)
 
 
 class _Real(Whole):
@@ -81,6 +94,13 @@ def export(network: SeparationNetwork) -> onnx.ModelProto:
     steps = torch.export.Dim("steps", min=1, max=10**6)
     free = {1: steps * step + beyond}, {1: steps * network.frames_per_step}
     return _translated(PageNetwork(network), example, ["samples", "real"], ["estimates"], free)
+
+
+def export_filter(network: FilterNetwork) -> onnx.ModelProto:
+    """Export a filter of a free number of windows."""
+    example = tuple(torch.randn(3, 1, 64, network.n_bins, 2))
+    free = [{1: torch.export.Dim("windows", min=1, max=10**6)}] * 3
+    return _translated(_Parts(network), example, ["mixture", "own", "others"], ["filtered"], free)
 
 
 def export_step(network: SeparationNetwork, n_steps: int = 1) -> onnx.ModelProto:
@@ -150,12 +170,15 @@ def main(*names: str) -> None:
     for name in names or ("default", "default-live"):
         network = load_model(name).eval().requires_grad_(False)
         live = name == "default-live"
-        weights = (PRETRAINED / name / "model.safetensors").read_bytes()
+        filtering = None if live else load_filter(name)
         models = {"graph.onnx": export(network)} if not live else {
             "live.onnx": export_step(network), "late.onnx": export_step(network, LATE_STEPS)
         }  # fmt: skip
+        if filtering is not None:
+            models["filter.onnx"] = export_filter(filtering.requires_grad_(False))
         for file, model in models.items():
-            n_shared = share_weights(model, weights)
+            of_it = "filter" if file == "filter.onnx" else "model"
+            n_shared = share_weights(model, (PRETRAINED / name / f"{of_it}.safetensors").read_bytes())
             (PAGE / file).write_bytes(model.SerializeToString())
             print(f"{PAGE / file}: {model.ByteSize():,} bytes, {n_shared} weights outside")
         about: dict[str, Any] = {
@@ -167,6 +190,11 @@ def main(*names: str) -> None:
         }  # fmt: skip
         if live:
             about |= {"lag": network.lag, "late_graph": "late.onnx", "late_steps": LATE_STEPS}
+        if filtering is not None:
+            about["filter"] = {
+                "graph": "filter.onnx", "weights": "filter-weights.safetensors", "n_bins": filtering.n_bins,
+                "hop_length": round(HOP_SECONDS * network.sample_rate), "context": CONTEXT,
+            }  # fmt: skip
         (PAGE / ("live.json" if live else "model.json")).write_text(
             json.dumps(about, indent=1) + "\n", "ascii"
         )

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flasepformer.models import load_model
+from flasepformer.inference.post_filter import HOP_SECONDS
+from flasepformer.models import load_filter, load_model
+from flasepformer.models.filter_network import CONTEXT
 from flasepformer.web import PageError, page_files, write_page
 
 ROOT = Path(__file__).parents[2]
@@ -45,11 +47,18 @@ MODELS = [("default", "model.json"), ("default-live", "live.json")]
 @pytest.mark.parametrize(("name", "file"), MODELS)
 def test_the_page_knows_its_models(name, file):
     about, network = json.loads(page_files()[file].read()), load_model(name)
-    for fact in about.keys() - {"name", "licence", "graph", "weights", "late_graph", "late_steps"}:
+    for fact in about.keys() - {"name", "licence", "graph", "weights", "late_graph", "late_steps", "filter"}:
         assert about[fact] == getattr(network, fact)
     assert about["name"] == name
     assert {"sample_rate", "n_sources", "hop_length", "window_length", "frames_per_step"} <= set(about)
     assert ("lag" in about) == network.causal
+
+
+def test_the_page_knows_the_filter_behind_its_model():
+    about, network = json.loads(page_files()["model.json"].read())["filter"], load_filter("default")
+    assert (about["n_bins"], about["context"]) == (network.n_bins, CONTEXT)
+    assert about["hop_length"] == HOP_SECONDS * 8000
+    assert {about["graph"], about["weights"]} <= set(page_files())
 
 
 def test_a_late_stream_gets_the_numbers_of_one_that_is_not(tmp_path):

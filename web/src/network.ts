@@ -1,6 +1,8 @@
 // The networks as ONNX Runtime sees them. Padding and levelling of recordings stand in `separate`, and nowhere else.
 import * as ort from "onnxruntime-web/wasm";
 
+import { filter } from "./filter";
+
 export type Model = {
   name: string;
   licence: string;
@@ -16,16 +18,22 @@ export type Model = {
   /** For a stream that has fallen behind: several steps at once, and how many. */
   late_graph?: string;
   late_steps?: number;
+  /** The network that filters estimates; `context` windows before and after one are heard for it. */
+  filter?: { graph: string; weights: string; hop_length: number; n_bins: number; context: number };
 };
 
 export class Network {
-  private constructor(readonly model: Model, private readonly session: ort.InferenceSession, readonly nThreads: number) {}
+  private constructor(
+    readonly model: Model, private readonly session: ort.InferenceSession, private readonly filterSession: ort.InferenceSession,
+    readonly nThreads: number,
+  ) {}
 
   static async load(): Promise<Network> {
     const isolated = (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated === true;
     const nThreads = isolated ? Math.max(1, Math.min(4, navigator.hardwareConcurrency || 1)) : 1;
     const { model, session } = await loaded("model.json", nThreads);
-    return new Network(model, session, nThreads);
+    const { graph, weights } = model.filter!;
+    return new Network(model, session, await opened(graph, tensorsOf(await fetched(weights))), nThreads);
   }
 
   /** Separate a mixture of any length at the model's sample rate into tracks of the same length. */
@@ -49,6 +57,17 @@ export class Network {
     estimates.dispose();
     for (const track of tracks) for (let n = 0; n < track.length; n++) track[n] *= level;
     return tracks;
+  }
+
+  /** Filter tracks, in place, at the level of their mixture, of which `level` is the RMS where somebody talks. */
+  async filter(mixture: Float32Array, tracks: Float32Array[], level: number, progress: (share: number) => void): Promise<void> {
+    const { hop_length: hop, n_bins: nBins, context } = this.model.filter!;
+    const run = async (mixture: Float32Array, own: Float32Array, others: Float32Array, nWindows: number) => {
+      const tensor = (spectra: Float32Array) => new ort.Tensor("float32", spectra, [1, nWindows, nBins, 2]);
+      const found = await this.filterSession.run({ mixture: tensor(mixture), own: tensor(own), others: tensor(others) });
+      return found.filtered.data as Float32Array;
+    };
+    await filter(mixture, tracks, level, { hop, context, run }, progress);
   }
 }
 
@@ -116,11 +135,13 @@ async function loaded(name: string, nThreads: number): Promise<Loaded> {
   ort.env.wasm.wasmPaths = new URL("ort/", self.location.href).href;
   ort.env.wasm.numThreads = nThreads;
   const model: Model = JSON.parse(new TextDecoder().decode(await fetched(name)));
-  const file = await fetched(model.weights);
-  // A safetensors file is the length of a header, the header, and the tensors, which the graph refers to.
-  const nHeader = Number(new DataView(file.buffer).getBigUint64(0, true));
-  const weights = file.slice(8 + nHeader);
+  const weights = tensorsOf(await fetched(model.weights));
   return { model, session: await opened(model.graph, weights), weights };
+}
+
+/** What a graph refers to of a safetensors file, which is the length of a header, the header, and the tensors. */
+function tensorsOf(file: Uint8Array): Uint8Array {
+  return file.slice(8 + Number(new DataView(file.buffer).getBigUint64(0, true)));
 }
 
 async function opened(graph: string, weights: Uint8Array): Promise<ort.InferenceSession> {

@@ -5,7 +5,7 @@ import { FlacWriter } from "./flac";
 import { type Heard, Live } from "./live";
 import { LiveNetwork, Network } from "./network";
 import {
-  DOUBTFUL_MARGIN, Resampler, SILENCE_PEAK, dot, explainingGains, join, levelOf, mixDown, peak, scale, separateInChunks,
+  DOUBTFUL_MARGIN, MODEL_RMS, Resampler, SILENCE_PEAK, dot, explainingGains, join, levelOf, mixDown, peak, scale, separateInChunks,
   silentSpans, subtractMean, talkersHaveChannels,
 } from "./signal";
 
@@ -307,17 +307,16 @@ async function tracksOf(read: Read, loaded: Network): Promise<Result> {
     silence: SILENCE_PEAK / level,
     progress: (share) => tell("separating", share),
   });
-  tell("finishing", 1);
+  tell("finishing", 0);
   for (const track of tracks) {
     if (!Number.isFinite(peak(track))) throw new Problem("unknown", "the network's answer is not finite");
     subtractMean(track);
   }
   const gains = explainingGains(mixture, tracks);
-  tracks.forEach((track, index) => {
-    scale(track, gains[index] * level);
-    for (const [first, end] of spans) track.fill(0, first, end);
-  });
+  tracks.forEach((track, index) => scale(track, gains[index] * level));
   scale(mixture, level);
+  await loaded.filter(mixture, tracks, level * MODEL_RMS, (share) => tell("finishing", share));
+  for (const track of tracks) for (const [first, end] of spans) track.fill(0, first, end);
   report.mode = whole ? "whole" : "chunks";
   report.n_joins = joins.length;
   report.doubtful_joins_seconds = joins.filter((j) => j.margin < DOUBTFUL_MARGIN).map((j) => j.sample / rate);

@@ -72,10 +72,10 @@ class PostFiltered:
         return np.concatenate(pieces, axis=1)
 
     def _piece(self, sources: slice, first: int, last: int) -> Samples:
-        hop = self._hop
-        begin = (first // hop - _HOPS + 1 - self._context) * hop  # of the first window that is wanted
-        n_windows = -(-(last - begin) // hop) + self._context
-        end = begin + (n_windows + _HOPS - 1) * hop
+        hop, context = self._hop, self._context
+        from_hop = max(first // hop - context, 0) - _HOPS + 1  # of the first window that is wanted, or heard
+        to_hop = min(-(-last // hop) + context, -(-self._n_samples // hop))
+        begin, end = from_hop * hop, (to_hop + _HOPS - 1) * hop
         a, b = max(begin, 0), min(end, self._n_samples)
         around = (a - begin, end - b)
         mixture = np.pad(self._mixture(a, b), around)
@@ -85,14 +85,12 @@ class PostFiltered:
         if self._network is None:
             found = _by_power(*spectra)[sources]
         else:
-            starts = begin + hop * np.arange(n_windows)
-            inside = (starts > -_HOPS * hop) & (starts < self._n_samples)
-            found = _by_network(self._network, *spectra, sources, inside, self._level)
+            found = _by_network(self._network, *spectra, sources, self._level)
         windows = np.fft.irfft(found, _HOPS * hop) * (self._window / 1.5)
-        windows = windows.reshape(-1, n_windows, _HOPS, hop)
-        filtered = np.zeros((len(windows), n_windows + _HOPS - 1, hop))
+        windows = windows.reshape(-1, to_hop - from_hop, _HOPS, hop)
+        filtered = np.zeros((len(windows), to_hop - from_hop + _HOPS - 1, hop))
         for number in range(_HOPS):
-            filtered[:, number : number + n_windows] += windows[:, :, number]
+            filtered[:, number : number + to_hop - from_hop] += windows[:, :, number]
         filtered = filtered.reshape(len(windows), -1)[:, here]
         own = estimates[sources, here]
         return own + self._share * (filtered.astype(np.float32) - own)
@@ -111,17 +109,16 @@ def _by_power(mixture: Spectra, estimates: Spectra) -> Spectra:
 
 
 def _by_network(
-    network: FilterNetwork, mixture: Spectra, estimates: Spectra, sources: slice, inside: NDArray[np.bool_],
-    level: float,
-) -> Spectra:  # fmt: skip
+    network: FilterNetwork, mixture: Spectra, estimates: Spectra, sources: slice, level: float
+) -> Spectra:
     """Return what a network makes of the spectra of some sources: (source, window, bin)."""
     device = network.where.device
     whole, parts = (
         torch.from_numpy((heard / level).astype(np.complex64)).to(device) for heard in (mixture, estimates)
     )
-    total, marks = parts.sum(0), torch.from_numpy(inside).to(device)
+    total = parts.sum(0)
     with torch.inference_mode():  # one source after the other takes less memory
-        filtered = [network(whole[None], own[None], (total - own)[None], marks)[0] for own in parts[sources]]
+        filtered = [network(whole[None], own[None], (total - own)[None])[0] for own in parts[sources]]
     spectra: Spectra = torch.stack(filtered).cpu().numpy()
     return np.asarray(spectra * level)
 

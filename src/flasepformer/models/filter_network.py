@@ -28,9 +28,10 @@ class _Block(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(_bias(self.out))
 
-    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x) + self.band(x.mean(-1)).unsqueeze(-1)
-        return (x + self.out(F.silu(y))) * inside
+        filtered: Tensor = x + self.out(F.silu(y))
+        return filtered
 
 
 class FilterNetwork(nn.Module):
@@ -51,44 +52,57 @@ class FilterNetwork(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, mixture: Tensor, own: Tensor, others: Tensor, inside: Tensor | None = None) -> Tensor:
+    def forward(self, mixture: Tensor, own: Tensor, others: Tensor) -> Tensor:
         """Filter spectra, complex and (batch, frame, bin).
 
         Args:
             mixture: Of a level of 1 where somebody talks.
             own: The estimates.
             others: The sum of all other estimates of the same mixture.
-            inside: Frames (frame,) that are of the signal: False before its beginning and behind its end.
 
         Returns:
             Of the same shape.
         """
+        parts = (torch.view_as_real(spectra) for spectra in (mixture, own, others))
+        return torch.view_as_complex(self.of_parts(*parts))
+
+    def of_parts(self, mixture: Tensor, own: Tensor, others: Tensor) -> Tensor:
+        """Do as `forward` without complex numbers: (batch, frame, bin, 2), real and imaginary parts."""
         rest = mixture - own - others
-        p_own, p_others, p_rest, p_mixture = (_power(x) for x in (own, others, rest, mixture))
+        p_own, p_others, p_rest, p_mixture = (x.square().sum(-1) for x in (own, others, rest, mixture))
         total = p_own + p_others + p_rest + 1e-8
         gain = p_own / total
-        upright = mixture.conj() * (p_mixture + 1e-8).rsqrt()
+        upright = mixture * (p_mixture + 1e-8).rsqrt().unsqueeze(-1)
         features = []
         for spectra, power in ((own, p_own), (others, p_others), (rest, p_rest)):
-            turned = spectra * upright * (power + 1e-6) ** -0.35
-            features += [turned.real, turned.imag]
+            flat = (power + 1e-6) ** -0.35
+            features += [(spectra * upright).sum(-1) * flat, _crossed(upright, spectra) * flat]
         features += [gain, p_others / total, *(0.2 * (power + 1e-4).log() for power in (p_mixture, p_own))]
-        n_frames, n_bins = own.shape[1:]
+        n_bins = self.n_bins
         x = F.pad(torch.stack(features, -2), (0, self.n_bands * BINS_IN_BAND - n_bins))
         x = x.unflatten(-1, (self.n_bands, BINS_IN_BAND)).transpose(2, 3).flatten(3)
         x = self.enter(x).permute(0, 3, 1, 2) + self.where
-        within = torch.ones(n_frames, 1, device=x.device) if inside is None else inside[:, None].to(x.dtype)
-        x = x * within
         for block in self.blocks:
-            x = block(x, within)
+            x = block(x)
         y = self.leave(F.silu(x).permute(0, 2, 3, 1)).unflatten(-1, (3, 2, BINS_IN_BAND))
         y = y.permute(3, 4, 0, 1, 2, 5).flatten(4)[..., :n_bins]
-        a, b, c = (torch.complex(*coefficient) for coefficient in y)
-        return (1 - WIENER_SHARE + a) * own + (WIENER_SHARE * gain + b) * mixture + c * others
+        a, b, c = (
+            _times(coefficient, spectra)
+            for coefficient, spectra in zip(y, (own, mixture, others), strict=True)
+        )
+        return (1 - WIENER_SHARE) * own + a + WIENER_SHARE * gain.unsqueeze(-1) * mixture + b + c
 
 
-def _power(spectra: Tensor) -> Tensor:
-    return spectra.real.square() + spectra.imag.square()
+def _crossed(a: Tensor, b: Tensor) -> Tensor:
+    """Return the imaginary part of the conjugate of a times b, of (..., 2)."""
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _times(coefficient: Tensor, spectra: Tensor) -> Tensor:
+    """Return the product of (2, ...) and (..., 2)."""
+    real, imaginary = coefficient
+    a, b = spectra.unbind(-1)
+    return torch.stack([real * a - imaginary * b, real * b + imaginary * a], -1)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

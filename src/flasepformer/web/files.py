@@ -67,6 +67,7 @@ def page_files() -> dict[str, PageFile]:
     for prefix, model in {"": pretrained / "default", "live-": pretrained / "default-live"}.items():
         found[f"{prefix}weights.safetensors"] = model / "model.safetensors"
         found[f"{prefix}model-card.md"] = model / "MODEL_CARD.md"
+    found["filter-weights.safetensors"] = pretrained / "default/filter.safetensors"
     listed = {name: PageFile(name, path) for name, path in found.items()}
     return {**listed, "files.json": PageFile("files.json", content=_list(listed))}
 
