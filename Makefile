@@ -14,7 +14,7 @@ RECIPE := recipes/campaign-fine.yaml
 CAMPAIGN := -m flasepformer train $(RECIPE) --out runs/campaign --cache runs/speech-cache --resume
 PIN := $(if $(shell command -v taskset),taskset -c $(CORE))
 
-.PHONY: demo test test-all lint wheel-check docs page campaign campaign-pack clean
+.PHONY: demo test test-slow test-all lint wheel-check docs page campaign campaign-pack clean
 
 demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a picture
 	$(BIN)/python demo/run.py
@@ -22,7 +22,10 @@ demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a 
 test: $(READY)  ## the default tests: no GPU, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-all: $(READY)  ## the slow tests too
+test-slow: $(READY)  ## those that take more than a second
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not long and not gpu and not network"
+
+test-all: $(READY)  ## all tests, the long ones too
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not gpu and not network"
 
 lint: $(READY)  ## formatting, style, types and imports

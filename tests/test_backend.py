@@ -11,6 +11,7 @@ import pytest
 PACKAGING = Path(__file__).parents[1] / "packaging"
 
 
+@pytest.mark.slow
 def test_a_wheel_leaves_no_build_folder_and_takes_nothing_from_an_old_one(tmp_path):  # issue 16
     pytest.importorskip("setuptools")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "tiny"\nversion = "1"\n')

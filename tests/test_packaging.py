@@ -3,6 +3,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -15,6 +17,7 @@ def test_plain_listening_needs_at_most_six_packages():  # issue 16
     assert "Typing :: Typed" in project["classifiers"]
 
 
+@pytest.mark.slow
 def test_the_example_notebook_runs_from_top_to_bottom(monkeypatch):  # issue 16
     notebook = json.loads((PROJECT / "examples" / "two_talkers.ipynb").read_text())
     monkeypatch.chdir(PROJECT / "examples")

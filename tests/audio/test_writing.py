@@ -139,7 +139,7 @@ def test_wav_becomes_rf64_where_its_sizes_end(tmp_path, speechlike, monkeypatch)
     assert read_audio(tmp_path / "long.wav").warnings == ()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_than_4_gib_are_written_and_found_again(tmp_path):
     n_samples = 2**31 + 12_345
     quiet = np.broadcast_to(np.float32(0.25), n_samples)

@@ -114,6 +114,7 @@ def hold(path, name, events):
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_a_claim_keeps_others_out_and_ends_with_its_process(tmp_path):
     events = CONTEXT.Queue()
     other = CONTEXT.Process(target=hold, args=(tmp_path / "claims", "talk", events))
@@ -150,6 +151,7 @@ def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_els
     assert next(outcome.error for outcome in outcomes if outcome.state == "quarantined") == DIED
 
 
+@pytest.mark.slow
 def test_a_run_whose_processes_are_all_killed_is_ended_by_the_same_command(
     checkpoint, talks, tmp_path, monkeypatch
 ):

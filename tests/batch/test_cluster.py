@@ -19,7 +19,7 @@ from flasepformer.batch import ClusterError, Recording, Work, longest_first, run
 ray = pytest.importorskip("ray", reason="ray is missing: tests of clusters need the extra `ray`")
 pytest.importorskip("ray.data", reason="ray.data is missing: tests of clusters need the extra `ray`")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_of_two_who_take_a_dead_claim_over_one_succeeds(store):
     assert bucket.read("claim") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_machines_that_share_a_bucket_only_do_each_recording_once(store, there, work):
     server, system = store
     outcomes = []
@@ -213,7 +213,7 @@ def test_two_machines_that_share_a_bucket_only_do_each_recording_once(store, the
     assert len(names(system)) == 15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_one_try_and_its_claim_keeps_nobody_waiting(
     store, there, work, tmp_path
 ):
@@ -228,7 +228,7 @@ def test_a_worker_that_is_killed_costs_one_try_and_its_claim_keeps_nobody_waitin
     assert not [name for name in names(store[1]) if "claims" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_is_ended_by_the_same_command(store, there, checkpoint):
     server, system = store
     run = start_command(*command(checkpoint))

@@ -20,6 +20,7 @@ from flasepformer.errors import is_out_of_memory
 GB, MB = 10**9, 10**6
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_known_allocation_is_measured(fake_builder):
     measured = run_case(Case(model="takes-300-mb", seconds=1.0, builder=fake_builder), 100.0, 4 * GB)
     assert measured["status"] == "ok"
@@ -35,7 +36,7 @@ def test_a_case_that_needs_more_than_the_limit_is_out_of_memory(fake_builder, mo
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_packages_that_count_the_multiply_adds_are_not_what_the_limit_is_for(fake_builder):
     measured = run_case(Case(model="takes-little", seconds=1.0, builder=fake_builder), 100.0, 50 * MB)
     assert (measured["status"], measured["multiply_adds"]) == ("ok", 3000)
@@ -60,12 +61,14 @@ def test_want_of_memory_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(wrapped) == expected
 
 
+@pytest.mark.slow
 def test_a_case_that_breaks_is_told_by_its_error_and_the_message_is_kept_apart(fake_builder):
     measured = run_case(Case(model="breaks", seconds=1.0, builder=fake_builder), 100.0, 2 * GB)
     assert measured["status"] == "failed: ValueError"
     assert measured["error"].rstrip().endswith("ValueError: /home/someone/secret.wav is odd")
 
 
+@pytest.mark.slow
 def test_a_case_that_the_system_ends_is_told_by_the_signal(fake_builder):
     case = Case(model="is-killed", seconds=1.0, builder=fake_builder)
     assert run_case(case, 100.0, 2 * GB) == {"status": "killed by SIGKILL"}
@@ -93,6 +96,7 @@ def test_a_precision_has_its_rate():
     assert (rates.flops("float32"), rates.flops("bfloat16")) == (2e9, None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_device_that_is_not_there_is_an_error_with_its_reason():
     with pytest.raises(RuntimeError, match=r"CUDA|NVIDIA"):

@@ -20,7 +20,7 @@ def test_a_peer_that_is_not_installed_names_package_and_extra(monkeypatch):
         peer_cases(["mossformer2"], [1.0], **SETTINGS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "n_parameters"),
     [

@@ -27,7 +27,7 @@ def run(*options):
     return CliRunner().invoke(app, ["benchmark", *map(str, options)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_is_measured_and_everything_is_written(checkpoint, tmp_path):
     options = ("--lengths", "0.5", "--precision", "float32,bf16", "--repeats", 1, "--threads", 1)
     options += ("--out", tmp_path / "new")
@@ -96,7 +96,7 @@ def test_a_device_that_is_not_there_exits_with_3_before_any_work(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_exits_with_130_and_keeps_what_was_measured(checkpoint, tmp_path):
     command = [
         sys.executable,
@@ -119,7 +119,7 @@ def test_ctrl_c_exits_with_130_and_keeps_what_was_measured(checkpoint, tmp_path)
     assert statuses[-1] == "not run"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('soundfile', 'soxr', 'typer', 'matplotlib', 'av', 'tqdm'):\n"

@@ -30,6 +30,7 @@ def test_convert_writes_the_other_layout_and_says_what_it_is(folder, tmp_path):
     assert load_model(tmp_path / "published").config.n_channels == 8
 
 
+@pytest.mark.slow
 def test_halved_weights_take_half_the_room_and_keep_eleven_bits(folder, tmp_path):
     assert run(folder, tmp_path / "half", "--half").exit_code == 0
     sizes = [(place / "model.safetensors").stat().st_size for place in (folder, tmp_path / "half")]

@@ -60,6 +60,7 @@ def run(*arguments):
 ALIASES = {"best": "tflocoformer-m-libri2mix", "fast": "sepreformer-b-wsj0-2mix"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SEVEN, *ALIASES])
 def test_one_command_goes_from_nothing_to_tracks_and_needs_no_network_again(server, name, monkeypatch):
     words = ("separate", "talk.wav", "--model", name, "--accept-licence", "--device", "cpu")
@@ -158,6 +159,7 @@ def test_wrong_words_are_explained(server, words, code, message):
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_models_says_what_to_take_for_what_and_what_is_here(server):
     before = run("models").stdout.splitlines()
     row = next(line for line in before if line.startswith(APACHE))

@@ -97,6 +97,7 @@ def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp
     assert "torchmetrics" in summary["versions"]
 
 
+@pytest.mark.slow
 def test_a_mode_is_that_of_separate_and_the_summary_says_which(checkpoint, tmp_path):
     """Three seconds in chunks of two, with one in common: other scores than those of the whole."""
     rng, sets = np.random.default_rng(0), tmp_path / "long"
@@ -349,7 +350,7 @@ def test_without_torchmetrics_the_extra_is_named_before_any_work(checkpoint, mix
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_exits_with_130_and_leaves_nothing_half(checkpoint, tmp_path):
     listing, told = tmp_path / "list.csv", tmp_path / "told"
     os.mkfifo(listing)

@@ -854,6 +854,7 @@ def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
     assert [*scratch.glob("flasepformer-*")] == [foreign]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path):  # row 67
     name = os.fsdecode("Gespräch 😀".encode() + b"\xe9.wav")
     record(tmp_path / name)
@@ -866,6 +867,7 @@ def test_a_reader_that_has_left_and_a_plain_locale_do_no_harm(start, tmp_path): 
     assert len(names(tmp_path / "out")) == 3
 
 
+@pytest.mark.slow
 def test_standard_input_feeds_a_run_with_its_other_streams_closed(start, tmp_path):  # rows 39, 67
     talk = record(tmp_path / "talk.wav")
     close_both = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash"]

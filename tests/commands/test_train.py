@@ -30,6 +30,7 @@ def write_speech(root):
     return root
 
 
+@pytest.mark.slow
 def test_train_prints_where_the_best_weights_are_and_does_not_repeat_itself(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     arguments = ["train", str(tmp_path / "recipe.yaml"), "--speech", str(write_speech(tmp_path / "speech"))]
@@ -82,7 +83,7 @@ FIXED = [
 FIXED += ["--set", "data.valid_split=tt", "--set", "data.n_valid_mixtures=0"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_on_a_set_that_prepare_has_listed(tmp_path):
     rng = np.random.default_rng(0)
     names = {
@@ -126,7 +127,7 @@ def make_set(speech, root):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_on_a_set_that_mixtures_has_made(tmp_path):
     made = make_set(write_speech(tmp_path / "speech"), tmp_path / "set")
     (tmp_path / "recipe.yaml").write_text(RECIPE)

@@ -148,6 +148,7 @@ def three():
     return sources
 
 
+@pytest.mark.slow
 def test_three_people_in_turns_on_two_tracks_get_a_track_each(three, passed_of):
     odd = np.arange(three.shape[1]) // (3 * RATE) % 2
     low = three.sum(0)
@@ -169,6 +170,7 @@ def test_three_people_in_turns_on_two_tracks_get_a_track_each(three, passed_of):
     np.testing.assert_allclose(np.concatenate(pieces, -1), tracks, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speakers", ["2", "auto"])
 def test_two_people_whom_the_network_leaves_on_one_track_are_told_apart_by_voice(three, passed_of, speakers):
     two = three[:2]
@@ -194,6 +196,7 @@ def test_agreement_is_the_share_of_the_time_in_the_better_order():
     assert agreement(stretches, np.full(4, -1)) == 1
 
 
+@pytest.mark.slow
 def test_as_many_tracks_as_are_asked_for(three, passed_of):
     low = three.sum(0)[: 12 * RATE]
     passed = passed_of(low, RATE, estimate(np.stack([0.98 * low, 0.02 * low])))

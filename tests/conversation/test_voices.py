@@ -95,6 +95,7 @@ def test_it_is_counted_how_many_talk(voices, passed_of):
     assert talks.all(0)[(wanted.sum(0) < 2)].mean() < 0.08
 
 
+@pytest.mark.slow
 def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
     plan = [(0,), (1,), (0,), (1,), (0,), (1,), (0,), (1,)]
     sources = turns_of(voices, plan, seconds=2.5, pause=0.3)

@@ -171,6 +171,7 @@ def test_noise_and_rooms_leave_the_dry_talkers_as_they_are(speech, noise, tmp_pa
     assert tree(tmp_path / "plain/s1") == tree(tmp_path / "noisy/s1")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_and_ends_in_the_same_bytes(speech, noise, tmp_path):
     """Stopped by an interrupt, then in the next run by a kill."""
     folder, n_mixtures = tmp_path / "stopped", 40

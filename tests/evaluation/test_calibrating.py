@@ -65,6 +65,7 @@ def test_tables_count_how_often_it_is_right():
     assert text.endswith("sure is right in 67% of 3 tracks; area under the curve 1.00")
 
 
+@pytest.mark.slow
 def test_the_module_prints_weights_and_tables(speech, capsys, monkeypatch):
     fast = Separator.from_pretrained("default-fast", "cpu")
     monkeypatch.setattr(Separator, "from_pretrained", lambda **_: fast)

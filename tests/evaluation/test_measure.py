@@ -83,6 +83,7 @@ def test_noise_has_the_level_it_is_said_to_have(speech):
     assert not torch.equal(noisy[0].mixture - clean[0].mixture, noisy[1].mixture - clean[1].mixture)
 
 
+@pytest.mark.slow
 def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path):
     rows, printed = run("--conditions", "clean, noise, rooms, single")
     out = tmp_path / "out"
@@ -139,6 +140,7 @@ def test_conversations_go_through_the_model_as_recordings_do(speech, models, tmp
     assert (row["model"], float(row["confusion"])) == ("new", pytest.approx(share, abs=1e-4))
 
 
+@pytest.mark.slow
 def test_turns_on_the_wrong_track_are_counted_in_all_conversations(run, tmp_path, monkeypatch):
     short = partial(TurnTaking, seconds=12.0)
     monkeypatch.setattr("flasepformer.evaluation.conditions.TurnTaking", short)
@@ -151,6 +153,7 @@ def test_turns_on_the_wrong_track_are_counted_in_all_conversations(run, tmp_path
     assert f"| old | 2 | {np.mean(shares):.1%} |" in printed.stdout
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again_unless_the_weights_are_others(run, models, tmp_path):
     run("--conditions", "clean")
     first = (tmp_path / "out/clean/new/scores.csv").stat().st_mtime_ns

@@ -56,7 +56,7 @@ def test_the_scores_do_not_depend_on_the_number_of_jobs(quick_processes, checkpo
     assert [name for name, _ in two.failures] == ["c"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_its_own_mixture(checkpoint, mixtures, tmp_path):
     process = start(evaluate_deadly, checkpoint, mixtures, tmp_path / "journal", 2, 2, tmp_path / "answer")
     process.join(timeout=120)
@@ -163,6 +163,7 @@ def test_a_full_disk_is_an_output_error_and_what_is_scored_is_kept(checkpoint, m
     assert len(evaluate(model, MixtureFolder(mixtures), metrics=(), journal=journal).rows) == 4
 
 
+@pytest.mark.slow
 def test_results_come_in_order_and_an_exception_is_raised_here():
     """Of one process, started as users start it, which takes long; above, the order is that of two."""
     results = map_in_processes(math.sqrt, [9.0, 4.0, 1.0, -1.0], 1)

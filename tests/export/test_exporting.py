@@ -25,6 +25,8 @@ from flasepformer.models.registry import registered_names
 from flasepformer.onnx import ExportedSeparator, ExportedStream, OnnxError
 from flasepformer.onnx.facts import open_session
 
+pytestmark = pytest.mark.slow
+
 SMALLEST = {"n_stages": 1, "n_encoder_blocks": 1, "n_decoder_blocks": 1, "layer_scale": 0.5}
 SPEECH = Speech(Speech.shipped(8000).mixture[8000:12000], "half a second", lengths=(1 / 8000, 0.25))
 """Its first sample is nearly silent."""
@@ -32,7 +34,7 @@ SPEECH = Speech(Speech.shipped(8000).mixture[8000:12000], "half a second", lengt
 
 SIZES = {"n_fft": 16, "hop_length": 8, "n_blocks": 1, "n_channels": 8, "n_groups": 2, "n_heads": 2,
          "attention_channels": 8, "feed_forward_channels": 8, "feed_forward_kernel": 3}  # fmt: skip
-FAMILIES = ["tflocoformer", pytest.param("sepreformer", marks=pytest.mark.slow)]
+FAMILIES = ["tflocoformer", pytest.param("sepreformer", marks=pytest.mark.long)]
 """The first is traced in half the time."""
 
 
@@ -285,7 +287,7 @@ def test_the_verify_command_says_how_far_apart_they_are(exported, other_model, t
     assert "error: the file differs from PyTorch at" in failed.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", registered_names())
 def test_every_registered_network_takes_every_length(name, tmp_path):
     network = miniature(name).requires_grad_(False)
@@ -299,7 +301,7 @@ def test_every_registered_network_takes_every_length(name, tmp_path):
         assert difference(estimates, network(mixture).numpy()) < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_model_is_exported_and_proved(tmp_path):
     found = export_model("default", tmp_path / "default.onnx")
     assert max(c.rms_difference for c in found.comparisons) < 1e-5

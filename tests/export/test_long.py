@@ -22,6 +22,8 @@ from flasepformer.models import SepReformer, TFLocoformer, TFLocoformerConfig, l
 from flasepformer.onnx import ExportedFacts, ExportedSet, OnnxError
 from flasepformer.onnx.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "sepreformer": lambda: small("sepreformer"),
     "sepreformer, 3 stages": lambda: SepReformer(tiny_config(**{**SMALLEST, "n_stages": 3})),
@@ -126,7 +128,7 @@ def smallest():
     return TFLocoformer(TFLocoformerConfig(**{**SIZES, "n_fft": 8, "hop_length": 4}))
 
 
-@pytest.fixture(scope="module", params=["tflocoformer", pytest.param("sepreformer", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tflocoformer", pytest.param("sepreformer", marks=pytest.mark.long)])
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     torch.manual_seed(0)
@@ -226,7 +228,7 @@ def test_the_command_explains_what_is_wrong(arguments, code, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_model_is_exported_for_long_recordings(tmp_path):
     proof = export_model("default", tmp_path / "default.zip", long=True)
     assert max(c.rms_difference for c in proof.comparisons) < 1e-5

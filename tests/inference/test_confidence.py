@@ -82,6 +82,7 @@ def test_confidence_over_time_shows_where_the_tracks_are_the_same(talkers):
     assert all(0.3 < share < 0.7 for share in found.tracks)
 
 
+@pytest.mark.slow
 def test_silent_tracks_have_none_and_long_recordings_few_pieces(talkers):
     silence = np.zeros((2, 16_000), np.float32)
     found = confidence_of(stored(silence[:1]), stored(silence), RATE)
@@ -121,6 +122,7 @@ def test_a_track_of_two_talkers_falls_in_two_and_one_of_one_does_not(talkers):  
     assert np.isnan(default.share_again(np.zeros(RATE, np.float32)))
 
 
+@pytest.mark.slow
 def test_tracks_are_separated_again_where_the_memory_allows_it_and_the_model_is_known(separator, tmp_path):
     import soundfile
 

@@ -53,7 +53,7 @@ def assert_close(measured):
     assert measured["memory"] / TOO_MUCH < measured["peak"] < measured["memory"] * TOO_LITTLE, measured
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_minutes_of_the_default_model(tmp_path):
     measured = measure(tmp_path, "default", 120)
     assert (measured["mode"], measured["disk"]) == ("whole", 0)
@@ -68,7 +68,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):  # issue 16
     limit = 100_000_000
@@ -81,13 +81,13 @@ def test_the_limit_holds_and_the_disk_takes_the_rest(tmp_path):  # issue 16
     assert measured["peak"] < 1.1 * limit
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stereo_recording_at_44_kilohertz(tmp_path):
     measured = measure(tmp_path, "default", 20, rate=44_100, n_channels=2)
     assert_close(measured)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [

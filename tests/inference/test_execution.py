@@ -101,6 +101,7 @@ def test_linear_attention_goes_in_pieces_and_spills_what_does_not_fit(linear, mi
     np.testing.assert_array_equal(run(roomy, mixture, plan)[0], expected)
 
 
+@pytest.mark.slow
 def test_mixture_and_estimates_go_to_the_disk_where_they_would_take_much_of_the_memory(mixture):  # issue 16
     linear, signals = build(n_stages=3, n_channels=64), signal_bytes(2, N_SAMPLES)
     assert signals == 12 * N_SAMPLES

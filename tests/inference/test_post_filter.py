@@ -110,6 +110,7 @@ def test_a_network_at_another_rate_is_refused(speech, network):
         behind(mixture, estimates, 1.0, rate=16_000, network=network)
 
 
+@pytest.mark.slow
 def test_the_network_of_the_package_is_better_than_the_gains():
     default = Separator.from_pretrained(device="cpu")
     read = [soundfile.read(DEMO / f"source{k}.flac", dtype="float32") for k in (1, 2)]

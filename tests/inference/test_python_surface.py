@@ -90,7 +90,7 @@ def test_a_callback_can_cancel_and_nothing_is_left(separator, voices, tmp_path):
     assert steps.count("separating") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_type_checker_knows_what_a_model_gives(tmp_path):  # issue 16
     (tmp_path / "mine.py").write_text(
         "import flasepformer, torch\n"

@@ -98,6 +98,7 @@ def test_a_change_in_the_future_moves_nothing_that_was_given_away():
     assert 2000 - stream.delay_seconds * 8000 < first <= 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seconds"), [("causal", 1), ("following", 8)]
 )  # more than it goes over again
@@ -118,7 +119,7 @@ def test_the_state_is_bounded_and_goes_on_from_a_file(name, seconds, tmp_path):
     assert rms_of_difference(np.concatenate([*early, *late], 1), expected) < 1e-5
 
 
-@pytest.mark.parametrize("hours", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hours", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_after_hours_the_state_is_as_large_as_after_a_minute(hours):
     torch.manual_seed(0)
     slow = {"sample_rate": 2000, "hop_length": 2048, "filter_length": 4096, "n_stages": 5}
@@ -141,6 +142,7 @@ def test_the_live_model_answers_within_100_ms_at_every_usual_rate(rate):
     assert StreamingSeparator.from_pretrained("default-live", rate, "cpu").delay_seconds <= 0.1
 
 
+@pytest.mark.slow
 def test_the_live_model_fed_single_samples_and_a_minute_gives_what_it_gives_for_the_whole():
     stream = StreamingSeparator.from_pretrained("default-live", device="cpu", levels=False)
     samples = noise(8000 * 60)

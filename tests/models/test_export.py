@@ -39,12 +39,13 @@ def samples(network, n_steps):
     return torch.randn(1, length + network.window_length - network.hop_length)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", registered_names())
 def test_a_registered_model_is_exported_with_a_free_time_axis(name):
     assert_exported_with_a_free_time_axis(miniature(name))
 
 
+@pytest.mark.slow
 def test_a_sepreformer_of_one_stage_is_exported_with_a_free_time_axis():
     """To trace the others takes seconds; a TF-Locoformer is traced by tests/export, with its transforms."""
     assert_exported_with_a_free_time_axis(miniature("fla-sepreformer-t", n_stages=1))

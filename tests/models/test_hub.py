@@ -357,6 +357,7 @@ def test_wrong_bytes_are_asked_for_again_at_once(hub, commit, files):  # row 56
     assert len(hub.lines("storage GET")) == 2
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on_from_there(hub, commit, files, monkeypatch):  # row 56
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     hub.add_fault("storage GET", broken_off, times=1)
@@ -366,6 +367,7 @@ def test_a_download_that_breaks_off_goes_on_from_there(hub, commit, files, monke
     assert ranges == [None, "bytes=50000-"]
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_for_good_is_fetched_anew(hub, commit, files):  # row 56
     hub.add_fault("storage GET", status(503))
     hub.add_fault("storage GET", broken_off, times=1)
@@ -375,6 +377,7 @@ def test_a_download_that_breaks_off_for_good_is_fetched_anew(hub, commit, files)
     assert contents(download_model(NAME)) == files
 
 
+@pytest.mark.slow
 def test_a_killed_download_leaves_nothing_that_is_used(hub, commit, files, tmp_path):  # row 56
     hub.add_fault("storage GET", stalled)
     environment = {

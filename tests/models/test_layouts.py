@@ -193,6 +193,7 @@ def test_other_rotary_frequencies_are_refused(tmp_path):
         load_model(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_the_last_epoch_is_taken_wherever_the_settings_lie_above_it(tmp_path, depth):
     folder = write_upstream(tmp_path / "published", depth)

@@ -132,7 +132,7 @@ def test_a_step_learns_as_the_whole_does(network):
         assert (own - expected).norm() <= 1e-8 * (expected.norm() + 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_step_can_be_exported_with_its_state(network):
     class Step(torch.nn.Module):
         def __init__(self):

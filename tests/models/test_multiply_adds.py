@@ -43,6 +43,7 @@ def test_the_papers_sizes_cost_what_is_known_of_them(name, gflop_per_second):
     assert 0.96 * gflop_per_second < counted < gflop_per_second
 
 
+@pytest.mark.slow
 def test_what_a_network_computes_twice_because_it_works_in_pieces_counts_once():
     model = SepReformer(tiny_config(local_kernel_size=65, n_encoder_blocks=1, n_decoder_blocks=1))
     assert 5 * model.sample_rate / model.config.hop_length > 4 * PIECE_LENGTH  # several pieces in 5 s

@@ -198,6 +198,7 @@ def test_each_name_gives_the_network_that_was_published_and_no_request_after_tha
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_the_package_alone_goes_from_nothing_to_tracks_of_every_name(server, tmp_path):  # issue 16
     code = (
         "import sys\n"
@@ -408,7 +409,7 @@ def _wait_for(condition, process=None):
     raise AssertionError("it did not happen")
 
 
-@pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.2, 0.97))])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.long) for n in (0.2, 0.97))])
 def test_a_killed_download_goes_on_from_there(server, other_process, originals, tmp_path, share):  # row 73
     half = int(share * len(originals[APACHE][2]))
 
@@ -432,6 +433,7 @@ def test_a_killed_download_goes_on_from_there(server, other_process, originals, 
     assert server.ranges("media") == [f"bytes={there}-"]  # the settings were here already
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_fetches_and_the_other_waits(server, other_process, originals):
     server.add_fault("media /.*pth", lambda answer: dataclasses.replace(answer(), seconds_per_part=0.15))
     process = other_process()

@@ -67,7 +67,7 @@ def test_the_config_of_the_list_is_that_of_the_network(name):
     assert FAMILIES[published["family"]][0](**published["config"]) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SEVEN if "config" in CATALOGUE["models"][name]])
 def test_the_settings_as_published_say_what_the_list_says(name, tmp_path):
     settings = real_settings(name)
@@ -81,7 +81,7 @@ def test_the_settings_as_published_say_what_the_list_says(name, tmp_path):
     assert load_model(path).config == FAMILIES[published["family"]][0](**published["config"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEVEN)
 def test_each_name_works_at_its_real_size_under_its_real_settings(name, tmp_path, monkeypatch):
     model = real_network(name).eval()
@@ -111,7 +111,7 @@ def test_each_name_works_at_its_real_size_under_its_real_settings(name, tmp_path
         assert separator.model.config.n_fft == 256
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_softmax_model_takes_long_audio_in_chunks_within_the_stated_memory(tmp_path):
     torch.manual_seed(0)
     config = TFLocoformerConfig(n_blocks=1, n_channels=16, **_SOFTMAX, feed_forward_channels=16)

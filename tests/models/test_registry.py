@@ -72,12 +72,13 @@ def test_an_original_has_the_published_millions_of_parameters(name):
     assert registered_info(name).n_parameters / 1e6 == pytest.approx(MILLIONS[name], abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fla-sepreformer-t", "tflocoformer-s", "fla-tflocoformer-m"])
 def test_the_multiply_adds_on_record_are_those_that_are_counted(name):
     _count_again(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_model
 def test_all_multiply_adds_on_record_are_those_that_are_counted(name):
     _count_again(name)
@@ -111,7 +112,7 @@ def test_full_size_separates(name):
     _separate_a_little(name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in registered_names() if name.endswith("-l")])
 def test_full_size_separates_when_it_is_large(name):
     _separate_a_little(name)

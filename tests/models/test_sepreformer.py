@@ -205,8 +205,9 @@ def test_too_many_filters_for_a_fourier_basis_are_refused():
         SepReformer(tiny_config(n_filters=34)).initialize_fourier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "attention", ["focused_linear", "softmax", pytest.param("linear", marks=pytest.mark.slow)]
+    "attention", ["focused_linear", "softmax", pytest.param("linear", marks=pytest.mark.long)]
 )
 def test_a_miniature_overfits_one_mixture(attention):
     torch.manual_seed(0)

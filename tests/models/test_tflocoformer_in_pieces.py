@@ -36,6 +36,7 @@ def test_pieces_of_any_length_give_the_whole(variant, n_frames_in_piece):
     assert_same(estimates, model(mixture).detach())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n_samples=st.integers(1, 700),

@@ -10,6 +10,7 @@ import soundfile
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_snippet_runs_on_the_demo(tmp_path, monkeypatch):
     pytest.importorskip("pyannote.core")
     pytest.importorskip("matplotlib")

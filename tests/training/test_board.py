@@ -35,6 +35,7 @@ def heard(events, tag):
     return [soundfile.read(io.BytesIO(event.encoded_audio_string)) for event in events.Audio(tag)]
 
 
+@pytest.mark.slow
 def test_a_run_shows_numbers_tracks_and_spectrograms(recipe, tmp_path):
     train(recipe, tmp_path / "run")
     events, rows = shown(tmp_path / "run"), curve(tmp_path / "run")
@@ -65,6 +66,7 @@ def test_a_run_shows_numbers_tracks_and_spectrograms(recipe, tmp_path):
     assert not any("mixture_3" in tag for tag in events.Tags()["audio"])
 
 
+@pytest.mark.slow
 def test_the_weights_that_are_validated_are_heard(recipe, tmp_path):
     model = load_model(train(dataclasses.replace(recipe, validate_every=6), tmp_path / "run"))
     mixture, sources = open_examples(recipe, tmp_path / "cache")[1].example(0)

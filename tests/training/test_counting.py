@@ -43,6 +43,7 @@ def test_an_example_has_a_count_for_every_frame(separator, speech):
     assert counted.tolist() == np.stack([counting.speaks(s[:16_000]) for s in sources]).sum(0).tolist()
 
 
+@pytest.mark.slow
 def test_a_moment_of_training_counts_what_a_single_band_says(monkeypatch):
     monkeypatch.setattr(counting, "BATCH", 4)
     generator = torch.Generator().manual_seed(0)

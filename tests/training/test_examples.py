@@ -174,6 +174,7 @@ def test_speakers_that_are_not_known_are_refused_unless_allowed(fixed_recipe, tm
     open_examples(with_data(unknown, allow_shared_speakers=True), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_a_corrupt_mixture_is_replaced_and_counted_up_to_the_limit_of_the_recipe(
     fixed_recipe, mixtures, tmp_path, capsys, n_workers

@@ -47,6 +47,7 @@ def test_sources_stand_in_the_order_of_their_estimates_and_what_tells_nothing_is
     assert found.wanted.tolist() == [[True, True], [True, True], [True, False], [True, True], [True, True]]
 
 
+@pytest.mark.slow
 def test_training_teaches_it_what_belongs_to_whom(bands):
     examples = in_order(*bands)
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from flasepformer.training import pack_run, pack_speech, save_recipe
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow  # three processes, and seconds of training by the clock
+@pytest.mark.long  # three processes, and seconds of training by the clock
 @pytest.mark.skipif(os.name == "nt", reason="a shell script")
 def test_a_run_goes_on_for_some_seconds_and_comes_back_packed(small_recipe, finished, tmp_path):
     for name in ("src", "recipes"):

@@ -41,6 +41,7 @@ def assert_same_weights(folder, other, part="model", **tolerance):
     torch.testing.assert_close(first, second, **tolerance)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path):
     best = train(recipe, tmp_path / "run")
     model = load_model(best)
@@ -73,8 +74,9 @@ SOON = ("fla-sepreformer", "tflocoformer")
 """Both families and both kinds of attention."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in MINIATURES]
+    "name", [pytest.param(name, marks=() if name in SOON else pytest.mark.long) for name in MINIATURES]
 )
 def test_a_miniature_of_each_kind_learns_and_its_checkpoint_separates(name, recipe, tmp_path):
     short = dataclasses.replace(
@@ -96,6 +98,7 @@ def test_a_miniature_of_each_kind_learns_and_its_checkpoint_separates(name, reci
     assert separated > si_snr(mixture.expand_as(sources), sources).mean() + 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights_and_curve(recipe, tmp_path, finished):
     finished(recipe, tmp_path / "whole")
     # Half a run, as if stopped after step 3: the schedule is that of the whole one.
@@ -188,7 +191,7 @@ def test_a_curve_without_a_checkpoint_is_of_another_run(small_recipe, tmp_path):
     assert [row["step"] for row in curve(tmp_path / "run")] == ["1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "moment"), [("speech", "checkpoint"), ("mixtures", "row")])
 def test_a_run_that_is_killed_and_resumed_gives_the_curve_of_one_that_was_not(
     small_recipe, fixed_recipe, tmp_path, kind, moment
@@ -216,7 +219,7 @@ def test_a_run_that_is_killed_and_resumed_gives_the_curve_of_one_that_was_not(
     torch.testing.assert_close(*best, rtol=0, atol=0)
 
 
-@pytest.mark.slow  # the command that people use; the tests below start their processes in a faster way
+@pytest.mark.long  # the command that people use; the tests below start their processes in a faster way
 def test_two_processes_of_torchrun_share_a_run_whose_auxiliary_heads_fall_idle(recipe, tmp_path):
     falling = changed(recipe, auxiliary_decay_steps=3)
     train(changed(falling, n_steps=1, warmup_steps=1, decay_steps=0), tmp_path / "run")
@@ -251,7 +254,7 @@ def test_processes_that_do_not_find_each_other_are_refused(small_recipe, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["speech", "mixtures"])
 def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
     small_recipe, fixed_recipe, tmp_path, kind
@@ -267,7 +270,7 @@ def test_two_processes_train_to_the_same_weights_as_twice_the_batch(
     assert scores == pytest.approx(expected, abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
     whole = changed(small_recipe, batch_size=4)
     train(whole, tmp_path / "whole")
@@ -278,7 +281,7 @@ def test_two_processes_go_on_where_one_stopped(small_recipe, tmp_path):
     assert [row["step"] for row in curve(tmp_path / "parts")] == ["1", "2", "3", "4"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_goes_on_where_two_stopped(small_recipe, tmp_path):
     train(changed(small_recipe, batch_size=4), tmp_path / "whole")
     train_in_two_processes(changed(small_recipe, batch_size=2, n_steps=2), tmp_path / "parts")
@@ -286,6 +289,7 @@ def test_one_process_goes_on_where_two_stopped(small_recipe, tmp_path):
     assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_with_batch_normalisation_train_as_one_that_accumulates_their_batches(
     small_recipe, tmp_path
 ):
@@ -297,6 +301,7 @@ def test_two_processes_with_batch_normalisation_train_as_one_that_accumulates_th
     torch.testing.assert_close([two[n] for n in trained], [one[n] for n in trained], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(small_recipe, tmp_path):
     train(changed(small_recipe, batch_size=4), tmp_path / "large")
     train(changed(small_recipe, batch_size=2, accumulate_steps=2), tmp_path / "small")
@@ -334,6 +339,7 @@ def test_the_share_of_the_auxiliary_loss_falls_by_epochs(small_recipe, tmp_path,
     assert shares == pytest.approx([0.4, 0.2, 0.2, 0.1])
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_train_to_the_same_weights(recipe, tmp_path):
     short = changed(recipe, n_steps=3, decay_steps=1)
     train(short, tmp_path / "plain")
@@ -390,6 +396,7 @@ def test_the_running_average_is_validated_and_shipped(small_recipe, tmp_path, mo
     assert any(not torch.equal(shipped[name], passed[-1][name]) for name in shipped)
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_best_validations_is_shipped(small_recipe, tmp_path, capsys):
     whole, killed, robbed = (tmp_path / name for name in ("whole", "killed", "robbed"))
     averaging = changed(small_recipe, n_steps=6, average_best=2, average_decay=0.0, decay_steps=0)
@@ -490,6 +497,7 @@ def test_a_refused_run_leaves_nothing(small_recipe, speech, tmp_path):
     assert [path.name for path in run.iterdir()] == ["note.txt"]
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_checkpoint(recipe, tmp_path):
     best = train(recipe, tmp_path / "first")
     one_step = changed(recipe, n_steps=1, learning_rate=1e-12, warmup_steps=0, decay_steps=0)
@@ -515,6 +523,7 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_keeps_the_batch(recipe, t
     assert batch["mixtures"].shape == (2, 4000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average_best", [1, 2])  # the second saves after every validation
 def test_no_checkpoint_is_written_after_steps_that_were_skipped(
     small_recipe, tmp_path, capsys, monkeypatch, average_best
@@ -544,6 +553,7 @@ def test_no_checkpoint_is_written_after_steps_that_were_skipped(
     assert [bool(row["train_loss_db"]) for row in curve(run)] == [True] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_step_that_is_not_finite_leaves_no_trace_in_the_running_statistics(recipe, tmp_path, capsys):
     # Gains up to beyond what float32 holds: some mixtures are not finite, the others are turned down.
@@ -598,6 +608,7 @@ def test_a_recipe_may_allow_more_corrupt_recordings_in_a_small_split(speech, sma
     assert "train: skipped 1 corrupt of 8 recordings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_checkpoint_but_not_the_run(recipe, tmp_path, capsys):
     mount = tmp_path / "small"
     mount.mkdir()
@@ -626,6 +637,7 @@ def varied_recipe(recipe):
     return with_data(dataclasses.replace(varied, mixing=mixing), n_valid_conversations=2)
 
 
+@pytest.mark.slow
 def test_long_steps_come_at_their_turn_and_are_heard_in_full(varied_recipe, tmp_path, monkeypatch):
     lengths = []
     step = _Run._step
@@ -647,7 +659,7 @@ def test_long_steps_come_at_their_turn_and_are_heard_in_full(varied_recipe, tmp_
     assert 0 <= float(last["wrong_turns"]) <= 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_long_steps_resumes_to_the_same_bits(varied_recipe, tmp_path):
     train(varied_recipe, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

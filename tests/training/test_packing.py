@@ -38,6 +38,7 @@ def test_a_packed_run_goes_on_from_its_average_to_known_precision(packed, recipe
     assert after["progress"]["n_drawn"] == before["progress"]["n_drawn"] == 12
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_with_the_next_step_and_mixture(packed, recipe, tmp_path):
     run, folder = packed
     longer = changed(recipe, n_steps=9)

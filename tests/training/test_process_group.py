@@ -46,7 +46,7 @@ def wait_for_both(processes):
     assert [process.exitcode is None for process in processes] == [False, False], "a process does not end"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_ends_and_says_why(two, victim, tmp_path):
     two[victim].kill()
@@ -77,7 +77,7 @@ def fail_in_the_second_process(rank, *arguments):
     train_as_one_of_several(rank, *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_in_one_process_ends_both(long_recipe, tmp_path):
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     processes = [
@@ -97,7 +97,7 @@ def test_an_error_in_one_process_ends_both(long_recipe, tmp_path):
     assert "another process of the run is gone" in (tmp_path / "error-0").read_text()
 
 
-@pytest.mark.slow  # a minute: the end of a training is where a process once in 13 runs hung for ever
+@pytest.mark.long  # a minute: the end of a training is where a process once in 13 runs hung for ever
 def test_a_hundred_trainings_in_two_processes_end(small_recipe, tmp_path):
     short = changed(small_recipe, batch_size=2, n_steps=3, warmup_steps=1, decay_steps=1)
     for k in range(100):

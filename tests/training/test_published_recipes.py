@@ -158,7 +158,7 @@ def test_a_recipe_opens_what_prepare_wrote_of_its_set(name, tmp_path, monkeypatc
     assert validate_on.example(0)[1].shape == (2, 1600)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recipe_trains_from_the_command_line_as_its_comment_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     MAKERS["wsj0-2mix"](tmp_path / "data/wsj0-mix")

@@ -41,6 +41,7 @@ def test_what_was_packed_is_the_speech_of_the_same_speakers(noisy, speech, tmp_p
             assert 10 * np.log10(np.mean((first - second) ** 2)) < -9  # both have power 1
 
 
+@pytest.mark.slow
 def test_little_room_is_shared_by_all_speakers(recipe, speech, tmp_path):
     whole = pack_speech(recipe, tmp_path / "whole", max_bytes=10**6)
     some = pack_speech(recipe, tmp_path / "some", max_bytes=whole.n_bytes - 4000)

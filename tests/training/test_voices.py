@@ -138,6 +138,7 @@ def test_pairs_from_one_recording_do_not_count():
     assert voices.error_rate_of(alike, ["a", "b", "b", "a"], [0, 1, 2, 3]) == 0.625  # 1 of 2, 3 of 4
 
 
+@pytest.mark.slow
 def test_the_command_stores_weights_that_the_network_takes_and_prints_two_rates(
     published, speech, tmp_path, capsys
 ):

@@ -61,6 +61,7 @@ def test_the_page_knows_the_filter_behind_its_model():
     assert {about["graph"], about["weights"]} <= set(page_files())
 
 
+@pytest.mark.slow
 def test_a_late_stream_gets_the_numbers_of_one_that_is_not(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     files, about = page_files(), json.loads(page_files()["live.json"].read())

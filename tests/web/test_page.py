@@ -80,6 +80,7 @@ def track(page, tmp_path, index, kind="wav"):
     return soundfile.read(tmp_path / f"track.{kind}", dtype="float32")
 
 
+@pytest.mark.slow
 def test_a_mixture_is_separated_as_by_pytorch_played_and_nothing_is_sent(page, server, tmp_path):
     samples, recorded_rate = soundfile.read(MIXTURE, dtype="float32")
     rate = 8000
@@ -143,6 +144,7 @@ def test_a_longer_recording_of_another_rate_keeps_its_length_and_its_talkers(pag
         assert 10 * np.log10(np.sum(theirs**2) / np.sum((ours - theirs) ** 2)) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -224,7 +226,7 @@ def test_axe_finds_nothing(browser, server, scheme, width, tmp_path):
     context.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_two_hours_fit_in_a_tab(page, tmp_path):
     samples, rate = soundfile.read(MIXTURE, dtype="float32")
