@@ -32,7 +32,7 @@ def test_models_as_json_say_the_same():
 def test_our_own_models_are_offered_beside_the_published_ones():  # issue 15
     result = CliRunner().invoke(app, ["models"])
     offers = {line.split()[0]: line for line in result.stdout.split("\n\n")[0].splitlines()[1:]}
-    assert "10.5" in offers["default"].split()
+    assert "10.7" in offers["default"].split()
     assert "8.1" in offers["default-fast"].split()
     assert " 8 MB " in offers["default"]
     assert "while people talk, 80 ms late" in offers["default-live"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 WIENER_SHARE = 0.6
 N_FEATURES = 10
 BINS_IN_BAND = 8
-DILATIONS = ((1, 1), (2, 2), (4, 4), (8, 1), (1, 2), (2, 4))
+DILATIONS = ((1, 1), (2, 2), (4, 4), (8, 1), (1, 2), (2, 4), (4, 2), (1, 1))
 """Of the blocks, in frames and bands."""
 CONTEXT = sum(frames for frames, _ in DILATIONS)
 """Frames before and after one that its coefficients depend on."""
@@ -29,9 +29,10 @@ class _Block(nn.Module):
         nn.init.zeros_(_bias(self.out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x) + self.band(x.mean(-1)).unsqueeze(-1)
-        filtered: Tensor = x + self.out(F.silu(y))
-        return filtered
+        """Change (batch, frame, band, channel): so laid out, the products take a fifth less time."""
+        y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = y + F.linear(x.mean(2, keepdim=True), self.band.weight.squeeze(-1), self.band.bias)
+        return F.linear(F.silu(y), self.out.weight.flatten(1), self.out.bias).add_(x)
 
 
 class FilterNetwork(nn.Module):
@@ -42,7 +43,7 @@ class FilterNetwork(nn.Module):
         n_channels: Of the blocks.
     """
 
-    def __init__(self, n_bins: int = 513, n_channels: int = 32) -> None:
+    def __init__(self, n_bins: int = 513, n_channels: int = 48) -> None:
         super().__init__()
         self.n_bins, self.n_bands = n_bins, -(-n_bins // BINS_IN_BAND)
         self.enter = nn.Linear(N_FEATURES * BINS_IN_BAND, n_channels)
@@ -69,28 +70,33 @@ class FilterNetwork(nn.Module):
     def of_parts(self, mixture: Tensor, own: Tensor, others: Tensor) -> Tensor:
         """Do as `forward` without complex numbers: (batch, frame, bin, 2), real and imaginary parts."""
         rest = mixture - own - others
-        p_own, p_others, p_rest, p_mixture = (x.square().sum(-1) for x in (own, others, rest, mixture))
+        p_own, p_others, p_rest, p_mixture = (_dotted(x, x) for x in (own, others, rest, mixture))
         total = p_own + p_others + p_rest + 1e-8
         gain = p_own / total
         upright = mixture * (p_mixture + 1e-8).rsqrt().unsqueeze(-1)
         features = []
         for spectra, power in ((own, p_own), (others, p_others), (rest, p_rest)):
             flat = (power + 1e-6) ** -0.35
-            features += [(spectra * upright).sum(-1) * flat, _crossed(upright, spectra) * flat]
+            features += [_dotted(upright, spectra) * flat, _crossed(upright, spectra) * flat]
         features += [gain, p_others / total, *(0.2 * (power + 1e-4).log() for power in (p_mixture, p_own))]
         n_bins = self.n_bins
         x = F.pad(torch.stack(features, -2), (0, self.n_bands * BINS_IN_BAND - n_bins))
         x = x.unflatten(-1, (self.n_bands, BINS_IN_BAND)).transpose(2, 3).flatten(3)
-        x = self.enter(x).permute(0, 3, 1, 2) + self.where
+        x = self.enter(x) + self.where.permute(1, 2, 0)
         for block in self.blocks:
             x = block(x)
-        y = self.leave(F.silu(x).permute(0, 2, 3, 1)).unflatten(-1, (3, 2, BINS_IN_BAND))
+        y = self.leave(F.silu(x)).unflatten(-1, (3, 2, BINS_IN_BAND))
         y = y.permute(3, 4, 0, 1, 2, 5).flatten(4)[..., :n_bins]
         a, b, c = (
             _times(coefficient, spectra)
             for coefficient, spectra in zip(y, (own, mixture, others), strict=True)
         )
         return (1 - WIENER_SHARE) * own + a + WIENER_SHARE * gain.unsqueeze(-1) * mixture + b + c
+
+
+def _dotted(a: Tensor, b: Tensor) -> Tensor:
+    """Return the real part of the conjugate of a times b, of (..., 2): a sum over an axis of two is slow."""
+    return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1]
 
 
 def _crossed(a: Tensor, b: Tensor) -> Tensor:

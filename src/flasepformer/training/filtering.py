@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flasepformer.data import Examples
@@ -26,7 +26,7 @@ from flasepformer.metrics import si_snr
 from flasepformer.models.filter_network import FilterNetwork
 from flasepformer.training.examples import open_examples, take_example
 from flasepformer.training.losses import softly_limited
-from flasepformer.training.optimizers import set_rate
+from flasepformer.training.optimizers import Muon, set_rate
 from flasepformer.training.recipe import load_recipe
 
 RATE = 8000
@@ -34,7 +34,11 @@ HOP = round(HOP_SECONDS * RATE)
 WINDOW = 4 * HOP
 LIMIT_DB = 30.0
 """What SI-SNR approaches in the loss and never exceeds."""
+LEVEL_WEIGHT = 0.02
+"""Of the square in dB by which a track is louder or softer than its talker: SI-SNR does not tell."""
 LEARNING_RATE = 1.5e-3
+MUON_RATE = 3.0
+"""Times the learning rate, for matrices."""
 BATCH = 4
 SHARD = 100
 """Mixtures in a file of examples."""
@@ -126,6 +130,32 @@ def loss_of(estimates: Tensor, examples: Separated) -> Tensor:
     return -scores[examples.wanted].mean()
 
 
+def levels(estimates: Tensor, examples: Separated) -> Tensor:
+    """Return in dB by how much what is wanted is louder in its track than in the mixture."""
+    sources = examples.sources
+    share = (estimates * sources).sum(-1) / (sources.square().sum(-1) + 1e-9)
+    return 10 * (share.square() + 1e-4).log10()[examples.wanted]
+
+
+def grown(network: FilterNetwork, weights: Mapping[str, Tensor]) -> FilterNetwork:
+    """Give a network the weights of one with fewer channels or blocks, as whose copy it begins.
+
+    What was does not hear channels that are new, and new blocks add nothing yet.
+    """
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name not in weights:
+                continue
+            known = weights[name].float()
+            corner = tuple(slice(n) for n in known.shape)
+            if known.shape != weight.shape and weight.ndim > 1 and not name.startswith(("enter", "where")):
+                weight[: known.shape[0]] = 0
+                if name.endswith("out.weight"):
+                    weight.zero_()
+            weight[corner] = known
+    return network
+
+
 def train_filter(
     network: FilterNetwork,
     examples: Separated,
@@ -140,19 +170,30 @@ def train_filter(
         weights are the running average: the one to keep.
     """
     rng, order = np.random.default_rng(seed), np.zeros(0, np.int64)
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=1e-2)
+    matrices = [weight for name, weight in network.named_parameters() if weight.ndim > 1 and name != "where"]
+    flat = [nn.Parameter(weight.detach().flatten(1)) for weight in matrices]  # share their memory
+    others = [weight for name, weight in network.named_parameters() if weight.ndim == 1 or name == "where"]
+    muon = Muon(flat, learning_rate, weight_decay=1e-2, dtype=torch.float32)
+    rest = torch.optim.AdamW(others, learning_rate, weight_decay=1e-2)
     averaged, gain = copy.deepcopy(network), 0.0
     for step in range(1, n_steps + 1):
         falling = max(min(1.0, (1 - step / n_steps) / 0.6), 0.01)
-        set_rate(optimizer, learning_rate * min(step / 50, falling))
+        rate = learning_rate * min(step / 50, falling)
+        set_rate(muon, MUON_RATE * rate)
+        set_rate(rest, rate)
         if len(order) < BATCH:
             order = np.concatenate([order, rng.permutation(len(examples))])
         batch, order = examples[torch.from_numpy(order[:BATCH])], order[BATCH:]
-        loss = loss_of(filtered(network, batch.mixtures, batch.estimates), batch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        found = filtered(network, batch.mixtures, batch.estimates)
+        loss = loss_of(found, batch)
+        network.zero_grad()
+        (loss + LEVEL_WEIGHT * levels(found, batch).square().mean()).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for view, weight in zip(flat, matrices, strict=True):
+            assert weight.grad is not None
+            view.grad = weight.grad.flatten(1)
+        muon.step()
+        rest.step()
         with torch.no_grad():
             gain += max(0.01, 1 / step) * ((loss_of(batch.estimates, batch) - loss).item() - gain)
             for mean, weight in zip(averaged.parameters(), network.parameters(), strict=True):
@@ -181,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mixtures", type=int, default=6000)
     parser.add_argument("--valid-mixtures", type=int, default=100)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--grow", type=Path, help="begin with these weights, also of a smaller network")
     options = parser.parse_args(arguments)
     recipe = load_recipe(options.recipe)
     recipe = dataclasses.replace(
@@ -201,8 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, made, n in (("train", train, options.mixtures), ("valid", valid, options.valid_mixtures))
     )
     torch.manual_seed(0)
-    network = FilterNetwork()
-    print(f"valid {score(unseen):.3f} dB, untrained {score(unseen, network):.3f} dB")
+    network = FilterNetwork() if options.grow is None else grown(FilterNetwork(), load_file(options.grow))
+    print(f"valid {score(unseen):.3f} dB, filtered {score(unseen, network):.3f} dB")
     for step, gain, averaged in train_filter(network, examples, options.steps):
         if step % 250 == 0 or step == options.steps:
             print(f"step {step}: gain {gain:.3f} dB, valid {score(unseen, averaged):.3f} dB", flush=True)
