@@ -22,7 +22,7 @@ demo: $(DEMO_READY)  ## separate a bundled mixture, print the result and draw a 
 test: $(READY)  ## the default tests: no GPU, no network
 	$(BIN)/python -m pytest $(IN_PARALLEL)
 
-test-slow: $(READY)  ## those that take more than a second
+test-slow: $(READY)  ## those that take more than half a second
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow and not long and not gpu and not network"
 
 test-all: $(READY)  ## all tests, the long ones too

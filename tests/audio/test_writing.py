@@ -217,6 +217,7 @@ def writer(path: Path, n_times: int) -> "subprocess.Popen[str]":
     raise AssertionError(f"the writer did not start: {process.communicate()[1]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n_times"), [("a.flac", 40), ("a.wav", 400)])
 def test_interruption_leaves_nothing_behind_and_is_not_swallowed(tmp_path, name, n_times):
     process = writer(tmp_path / name, n_times)

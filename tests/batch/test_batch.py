@@ -131,6 +131,7 @@ def test_a_claim_keeps_others_out_and_ends_with_its_process(tmp_path):
     other.join()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_one_try_of_its_recording_and_nothing_else(
     work, talks, tmp_path, monkeypatch
 ):

@@ -103,6 +103,7 @@ def test_nobody_gives_files_that_are_empty_and_valid(run, tmp_path):
         assert not soundfile.read(tmp_path / "out" / f"nobody_speaker{number}.wav")[0].any()
 
 
+@pytest.mark.slow
 def test_the_same_command_does_nothing_twice_and_other_options_are_another_separation(run, talk, tmp_path):
     out = tmp_path / "out"
     assert run(talk, "--segments", "--speakers", 2, "--out", out)[0] == 0
@@ -115,6 +116,7 @@ def test_the_same_command_does_nothing_twice_and_other_options_are_another_separ
     assert run(talk, "--segments", "--speakers", 2, "--out", out)[0] == 1
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_left_goes_when_its_place_is_taken(run, talk, tmp_path):
     out = tmp_path / "out"
     assert run(talk, "--residual", "--speakers", "2", "--out", out)[0] == 0
@@ -123,6 +125,7 @@ def test_what_an_earlier_run_left_goes_when_its_place_is_taken(run, talk, tmp_pa
     assert report["tracks"] == ["talk_speaker1.wav", "talk_residual.wav"]
 
 
+@pytest.mark.slow
 def test_three_tracks_if_there_are_three_people_and_no_more_than_ten(run, talk, tmp_path):
     code, listed, _ = run(talk, "--speakers", 3, "--out", tmp_path / "out")
     assert code == 0

@@ -39,6 +39,7 @@ def test_halved_weights_take_half_the_room_and_keep_eleven_bits(folder, tmp_path
     torch.testing.assert_close(half, whole, rtol=2**-11, atol=2**-25)
 
 
+@pytest.mark.slow
 def test_weights_in_eight_bits_keep_a_hundredth_of_the_largest_of_each_row(folder, tmp_path):
     assert run(folder, tmp_path / "eight", "--eight-bits").exit_code == 0
     whole, eight = (load_model(place).encoder.weight.detach() for place in (folder, tmp_path / "eight"))

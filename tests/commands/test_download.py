@@ -93,6 +93,7 @@ def test_without_a_yes_nothing_is_fetched_and_the_way_to_say_it_is_told(server):
     assert server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("said", "code"), [("y\n", 0), ("n\n", 3), ("\x04", 3), (signal.SIGINT, 130)])
 def test_on_a_terminal_it_is_asked_once(server, tmp_path, said, code):
     parent, child = pty.openpty()
@@ -120,6 +121,7 @@ def test_on_a_terminal_it_is_asked_once(server, tmp_path, said, code):
         assert run("download", LISTED).stdout == printed.read_text()  # no question any more
 
 
+@pytest.mark.slow
 def test_download_says_where_the_models_lie_and_copies_them_for_another_computer(server, tmp_path):
     (tmp_path / "stick").mkdir()
     result = run("download", "--all", "--accept-licence", "--to", tmp_path / "stick", "--quiet")
@@ -226,6 +228,7 @@ def test_evaluate_says_nothing_of_a_score_that_was_published_for_another_set(ser
     assert json.loads(Path("results/summary.json").read_text())["published"] is None
 
 
+@pytest.mark.slow
 def test_convert_takes_a_published_name(server, tmp_path):
     result = run("convert", LISTED, tmp_path / "theirs", "--to", "modelscope", "--accept-licence")
     assert result.exit_code == 0

@@ -81,6 +81,7 @@ def test_a_stream_is_scored_with_its_delay_taken_away_and_its_blocks_are_timed(
     assert run(*words, "--overwrite", "--block", 0.05).exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_was_evaluated_with_what(checkpoint, mixtures, tmp_path, monkeypatch):
     words = (checkpoint, mixtures, "--out", tmp_path / "results")
     monkeypatch.setattr(sys, "argv", ["flasepformer", "evaluate", *map(str, words)])
@@ -149,6 +150,7 @@ def test_a_warning_names_its_mixture(checkpoint, tmp_path):
     assert "mode: chunks of 1 s" in result.stdout
 
 
+@pytest.mark.slow
 def test_more_metrics_by_name(checkpoint, mixtures, tmp_path):
     options = ("--metrics", "sir, confusion", "--no-sdr", "--json")
     result = run(checkpoint, mixtures, "--out", tmp_path / "results", *options)
@@ -310,6 +312,7 @@ def test_wrong_usage_exits_with_2(checkpoint, mixtures, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_the_place_for_results_as_it_was(checkpoint, mixtures, tmp_path):
     new, old = tmp_path / "new" / "deep" / "results", tmp_path / "old"
     old.mkdir()

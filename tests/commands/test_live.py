@@ -87,6 +87,7 @@ def test_what_is_wrong_with_a_replayed_recording_is_said_when_it_has_been_played
     assert "talk.wav: the recording is cut short: the last 0.12 s of 1.00 s are missing" in err
 
 
+@pytest.mark.slow
 def test_a_replay_takes_the_time_that_it_lasts(run, talk):
     began = time.monotonic()
     run("--replay", talk, "--speed", 2)
@@ -136,6 +137,7 @@ def wait_for(folder, n_samples):
     raise AssertionError("nothing is written")
 
 
+@pytest.mark.slow
 def test_standard_input_is_separated_until_it_ends(start_live, model, tmp_path):
     samples = (0.1 * np.random.default_rng(1).standard_normal(RATE // 2)).astype("<f4")
     process, pipe = start_live()
@@ -147,6 +149,7 @@ def test_standard_input_is_separated_until_it_ends(start_live, model, tmp_path):
     assert np.abs(read_tracks(tmp_path / "tracks") - expected(model, samples)).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_after_ctrl_c_all_that_was_said_is_in_the_tracks(start_live, model, tmp_path, number):
     samples = (0.1 * np.random.default_rng(1).standard_normal(RATE // 2)).astype("<f4")
@@ -163,6 +166,7 @@ def test_after_ctrl_c_all_that_was_said_is_in_the_tracks(start_live, model, tmp_
     assert np.abs(tracks - expected(model, samples[:n_heard])).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_killed_program_leaves_tracks_that_can_be_played(start_live, model, tmp_path):
     samples = (0.1 * np.random.default_rng(1).standard_normal(RATE // 2)).astype("<f4")
     process, pipe = start_live()
@@ -175,6 +179,7 @@ def test_a_killed_program_leaves_tracks_that_can_be_played(start_live, model, tm
     assert np.abs(tracks - expected(model, samples)[:, : tracks.shape[1]]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_when_the_disk_is_full_the_tracks_are_whole_up_to_there(start_live, model, tmp_path):
     samples = (0.1 * np.random.default_rng(1).standard_normal(RATE)).astype("<f4")
     process, pipe = start_live(n_bytes=80 + 4 * RATE // 2)  # no file has room for more than half a second
@@ -256,6 +261,7 @@ def test_who_says_nothing_else_gets_the_live_model_and_a_folder(talk, tmp_path, 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_replay_that_falls_behind_says_how_far(run, tmp_path):
     soundfile.write(tmp_path / "long.wav", np.full(12 * 2000, 0.1), 2000)
     code, out, err = run("--replay", tmp_path / "long.wav", "--speed", 1e7, "--json")
@@ -283,6 +289,7 @@ def test_what_makes_no_sense_is_wrong_usage(run, talk, tmp_path):
     assert (code, "not audio" in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_tracks_that_exist_are_not_replaced_unasked(run, talk, tmp_path):
     assert run("--replay", talk, "--speed", 100)[0] == 0
     code, _, err = run("--replay", talk, "--speed", 100)

@@ -41,6 +41,7 @@ def run(tmp_path):
     return folder.path
 
 
+@pytest.mark.slow
 def test_a_run_is_handed_on_and_a_second_unpack_leaves_it_alone(run, tmp_path):
     state, recipe, new = tmp_path / "state", run / "recipe.yaml", tmp_path / "new"
     packed = flasepformer("pack", run, state)
@@ -55,6 +56,7 @@ def test_a_run_is_handed_on_and_a_second_unpack_leaves_it_alone(run, tmp_path):
     assert checkpoint.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_state_that_is_too_large_to_commit_is_said(run, tmp_path):
     result = flasepformer("pack", run, tmp_path / "state", "--limit", "0.001")
     assert result.exit_code == 1

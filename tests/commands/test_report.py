@@ -144,6 +144,7 @@ def test_another_model_than_was_evaluated_is_refused(place):
     assert (result.exit_code, "not those that were evaluated" in " ".join(result.stderr.split())) == (2, True)
 
 
+@pytest.mark.slow
 def test_examples_are_separated_in_the_mode_of_the_evaluation(place):
     """The network is given other levels than in a mode, so that other scores come out."""
     options = ("--no-sdr", "--mode", "whole", "--out", place / "whole-results")
@@ -166,6 +167,7 @@ def test_examples_are_separated_in_the_mode_of_the_evaluation(place):
             assert f"SI-SNRi {foreign:.2f} dB" not in pages[name]
 
 
+@pytest.mark.slow
 def test_the_place_for_the_page_is_checked_before_any_work(place):
     (place / "file").write_text("in the way")
     unloadable = ("--model", "no-such-model", "--device", "cpu")

@@ -202,6 +202,7 @@ def test_tracks_beside_their_recordings_are_not_separated_again(run, tmp_path):
     assert names(tmp_path) == sorted([*outputs("a", "b_speaker1"), "a.wav", "b_speaker1.wav"])
 
 
+@pytest.mark.slow
 def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     record(tmp_path / "talk.wav")
     arguments = (tmp_path / "talk.wav", "--out", tmp_path / "out")
@@ -224,6 +225,7 @@ def test_existing_tracks_are_replaced_only_when_asked(run, tmp_path):  # row 43
     assert "talk_speaker1.wav exists, but not all of talk_separation.json and its tracks" in stderr
 
 
+@pytest.mark.slow
 def test_another_recording_of_the_same_name_is_never_passed_over(run, model, tmp_path):  # row 43, issue 16
     for seed, meeting in enumerate(("m1", "m2")):
         record(tmp_path / meeting / "meeting.wav", seed=seed)
@@ -290,6 +292,7 @@ def test_a_run_that_would_write_over_its_inputs_is_refused(run, tmp_path):  # ro
     assert [(tmp_path / name).read_bytes() for name in names(tmp_path)] == before
 
 
+@pytest.mark.slow
 def test_names_of_all_kinds_work(run, tmp_path, monkeypatch):  # rows 46, 47
     inputs = [
         "a b.wav",
@@ -394,6 +397,7 @@ def test_a_recording_too_long_for_the_memory_is_refused_and_the_others_are_done(
     assert re.search(r"about [\d.]+ MB of memory and [\d.]+ MB may be used; .* \(--memory\)", line), line
 
 
+@pytest.mark.slow
 def test_frames_that_neither_memory_nor_disk_can_hold_stop_the_run(
     run, model, tmp_path, monkeypatch
 ):  # row 42
@@ -416,6 +420,7 @@ def test_frames_that_neither_memory_nor_disk_can_hold_stop_the_run(
         assert result["n_joins"] >= 1
 
 
+@pytest.mark.slow
 def test_chunks_are_of_the_length_that_is_asked_for(run, tmp_path):
     record(tmp_path / "talk.wav", seconds=3.1)
     options = ("--mode", "chunks", "--chunk", 1, "--overlap", 0.25, "--precision", "auto")
@@ -514,6 +519,7 @@ def video(path, n_audio_streams):
     return path
 
 
+@pytest.mark.slow
 def test_the_sound_of_a_video_is_separated_stream_by_stream(run, tmp_path):  # rows 21, 22, 23
     code, _, stderr = run(video(tmp_path / "mute.mkv", 0), "--out", tmp_path / "out")
     assert code == 1
@@ -600,6 +606,7 @@ def test_a_pipe_that_nobody_writes_into_is_not_waited_for_without_end(run, tmp_p
     assert "is a pipe, and nobody wrote into it for 0.2 s" in stderr
 
 
+@pytest.mark.slow
 def test_random_weights_are_told_once_and_stand_in_the_report(tmp_path):  # issue 16
     talks = [str(record(tmp_path / name)) for name in ("a.wav", "b.wav")]
     words = ["separate", *talks, "--model", "fla-sepreformer-t", "--device", "cpu", "--strict"]
@@ -611,6 +618,7 @@ def test_random_weights_are_told_once_and_stand_in_the_report(tmp_path):  # issu
         assert "fla-sepreformer-t has random weights" in report["warnings"][0]
 
 
+@pytest.mark.slow
 def test_several_recordings_are_separated_at_a_time(run, tmp_path, monkeypatch):  # issue 16, row 66
     monkeypatch.setattr("flasepformer.inference.workers._CONTEXT", CONTEXT)  # begin in a moment
     talks = [record(tmp_path / f"{name}.wav", seed=seed) for seed, name in enumerate("abc")]
@@ -823,6 +831,7 @@ def test_an_interrupted_run_keeps_what_is_done(model, standstill, monkeypatch, c
     assert not any(path.is_dir() for path in arguments[-1].iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_tracks_only_and_is_continued(
     run, model, standstill, tmp_path, monkeypatch
 ):  # row 52, issue 16

@@ -150,6 +150,7 @@ def test_train_on_a_set_that_mixtures_has_made(tmp_path):
     assert load_model(tmp_path / "run" / "best").config.n_filters == 16
 
 
+@pytest.mark.slow
 def test_train_ends_in_the_same_way_whether_speech_or_mixtures_are_corrupt(tmp_path):
     speech = write_speech(tmp_path / "speech")
     made = make_set(speech, tmp_path / "set")

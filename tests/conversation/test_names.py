@@ -26,6 +26,7 @@ def talk(tmp_path_factory, passed_of):
     return folder, passed_of(sources.sum(0), RATE, sources[:, ::2].copy())
 
 
+@pytest.mark.slow
 def test_a_known_voice_names_its_track_and_a_stranger_stays_a_number(talk):
     folder, passed = talk
     finished = Conversation(names=(("Bo", str(folder / "bo.wav")),)).finish(passed)
@@ -34,6 +35,7 @@ def test_a_known_voice_names_its_track_and_a_stranger_stays_a_number(talk):
     assert finished.facts["names"]["Bo"] > 0.42
 
 
+@pytest.mark.slow
 def test_both_known_voices_name_both_tracks_in_any_order(talk):
     folder, passed = talk
     known = (("Bo", str(folder / "bo.wav")), ("Ann", str(folder / "ann.wav")))
@@ -50,6 +52,7 @@ def test_names_that_cannot_be_told_apart_are_refused():
             Conversation(names=names)
 
 
+@pytest.mark.slow
 def test_silence_is_no_enrolment(talk, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(5 * RATE), RATE)
     with pytest.raises(ValueError, match="take 5 s or more"):

@@ -48,6 +48,7 @@ def leaking(sources):
     return (0.97 * sources + 0.03 * sources[::-1]).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_voice_is_itself_again_and_not_another():
     (one, again), (other, _) = (
         [voice_of(part) for part in np.array_split(soundfile.read(path, dtype="float32")[0], 2)]
@@ -116,6 +117,7 @@ def test_a_turn_on_the_wrong_track_is_mended(voices, passed_of):
     assert finished.facts["n_mended"] == found.n_mended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_one", [True, False])
 def test_who_never_talks_alone_is_somebody_else_only_with_another_voice(voices, passed_of, is_one):
     sources = turns_of(voices, [(0,), (0, 1), (0,), (0,), (0, 1), (0,)], seconds=2.5)
@@ -131,6 +133,7 @@ def test_who_never_talks_alone_is_somebody_else_only_with_another_voice(voices, 
     assert is_one or (turns.n_mended == 0 and len(turns.doubts) == 0)
 
 
+@pytest.mark.slow
 def test_one_voice_cut_into_two_tracks_is_one_person(voices, passed_of):
     sources = turns_of(voices, [(0,)] * 6)
     halves = np.repeat([[1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]], 12000, axis=1)

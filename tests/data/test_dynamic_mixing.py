@@ -275,6 +275,7 @@ def test_equalisation_keeps_the_levels_and_the_sum(store):
         assert not torch.equal(coloured, plain)
 
 
+@pytest.mark.slow
 def test_talkers_are_alone_as_often_as_asked_for(store, surroundings):
     alone = mixing(store, absent_probability=0.3, **surroundings)
     n_alone, speaking = 0, set()

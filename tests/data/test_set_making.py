@@ -154,6 +154,7 @@ def test_conversations_follow_their_timeline(speech, tmp_path):
         assert both / either == pytest.approx(0.3, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(speech, noise, tmp_path):
     plans = plan_mixtures(read_utterances(speech), 4, seed=2)
     for n_threads in (1, 3):
@@ -285,6 +286,7 @@ def test_a_full_disk_stops_the_set_and_leaves_no_half_file(speech, tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_the_size_is_estimated(speech, noise, tmp_path):
     plans = plan_mixtures(read_utterances(speech), 4, seed=2)
     for config in (

@@ -114,6 +114,7 @@ def test_confusion_is_part_of_a_row(tmp_path):
         assert row.scores["confusion"] == pytest.approx((expected,)), model
 
 
+@pytest.mark.slow
 def test_every_metric_is_in_the_row_and_the_unprocessed_mixture_beside_it(folder):
     metrics = ("sdr", "sir", "sar", "estoi")
     summary = evaluate(SplitAt600Hz(0.1), MixtureFolder(folder), metrics=metrics).summary()

@@ -69,6 +69,7 @@ def run(speech, models, tmp_path, monkeypatch):
     return measured
 
 
+@pytest.mark.slow
 def test_noise_has_the_level_it_is_said_to_have(speech):
     specs = make_mixture_list(read_utterances(speech / "MANIFEST.csv", "test"), 3, 0)
     clean = MixtureList(specs, 8000)
@@ -120,6 +121,7 @@ def test_every_condition_has_both_models_and_the_table_their_means(run, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_conversations_go_through_the_model_as_recordings_do(speech, models, tmp_path):
     separators = {"new": Separator.from_pretrained(str(models / "new"), "cpu")}
     said = MeasuredSpeech(speech / "MANIFEST.csv", conversation_seconds=6.0)

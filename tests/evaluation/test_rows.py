@@ -45,6 +45,7 @@ def test_the_table_has_the_mean_then_each_talker_and_says_where_nothing_applies(
     ]
 
 
+@pytest.mark.slow
 def test_a_table_gives_the_same_summary_as_the_evaluation_did(checkpoint, mixtures, tmp_path):
     result = evaluate(load_model(checkpoint), MixtureFolder(mixtures), metrics=("sir",))
     result.write(tmp_path, model="tiny")

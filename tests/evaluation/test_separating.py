@@ -203,6 +203,7 @@ def test_the_model_and_not_the_free_memory_decides_what_auto_means(monkeypatch):
     assert fix_options(linear, None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [RATE, 16000])
 def test_a_long_mixture_has_the_scores_of_the_same_in_memory(
     checkpoint, tmp_path, monkeypatch, rate

@@ -47,6 +47,7 @@ def quick_processes(monkeypatch):
     monkeypatch.setattr("flasepformer.inference.workers._CONTEXT", CONTEXT)
 
 
+@pytest.mark.slow
 def test_the_scores_do_not_depend_on_the_number_of_jobs(quick_processes, checkpoint, mixtures):
     (mixtures / "s1/c.wav").write_bytes(b"")
     model = Separator.from_pretrained(checkpoint, "cpu")
@@ -66,6 +67,7 @@ def test_a_worker_that_is_killed_costs_its_own_mixture(checkpoint, mixtures, tmp
     assert [json.loads(line).get("name") for line in (tmp_path / "journal").open()] == [None, *"abcd"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_killed_goes_on_where_it_was(checkpoint, mixtures, tmp_path, mark):
     journal = tmp_path / "journal"
     process = start(evaluate_deadly, checkpoint, mixtures, journal, 3, 1, tmp_path / "answer")

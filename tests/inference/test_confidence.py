@@ -112,6 +112,7 @@ def test_a_track_that_falls_in_two_is_less_sure_also_where_only_a_neighbour_was_
     assert again_feature(0.0) == pytest.approx(np.log(1e-3))
 
 
+@pytest.mark.slow
 def test_a_track_of_two_talkers_falls_in_two_and_one_of_one_does_not(talkers):  # issue 16
     from flasepformer.audio import resample
 

@@ -330,6 +330,7 @@ def test_numbers_that_overflow_in_float16_are_computed_again_in_float32_chunk_by
     np.testing.assert_allclose(estimates[:, 32_000:].sum(0), mixture[32_000:], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32_and_needs_no_warning(linear, mixture):
     runner = ModelRunner(linear, "cpu", precision="bfloat16")
     estimates, passage = run(runner, mixture, runner.plan(N_SAMPLES))
@@ -361,6 +362,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_with_what_is_needed(linear, mixt
     assert [path.name for path in small_disk.iterdir()] == ["others"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sepreformer", "tflocoformer"])
 def test_what_is_kept_between_two_sweeps_is_counted_exactly(family, mixture):
     if family == "sepreformer":

@@ -157,6 +157,7 @@ def random_model(folder, **changes):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["whole", "chunks"])
 def test_a_second_model_has_a_quarter_of_the_mean(separator, second_folder, voices, mode):
     samples = voices(RATE // 2)[None]
@@ -176,6 +177,7 @@ def test_a_second_model_has_a_quarter_of_the_mean(separator, second_folder, voic
     assert told[-1] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_estimates_get_the_level_that_explains_the_mixture(voices):
     """Of two models one may be ten times as loud as the other, or upside down."""
     sources = np.stack([voices(RATE * 9), np.roll(voices(RATE * 9), RATE * 4)])
@@ -200,6 +202,7 @@ def test_the_memory_of_a_second_model_is_counted_and_kept(separator, second_fold
     )
 
 
+@pytest.mark.slow
 def test_a_second_model_is_reported_and_another_one_is_another_separation(
     model_folder, second_folder, voices, tmp_path
 ):

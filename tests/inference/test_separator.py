@@ -56,6 +56,7 @@ def test_a_gain_passes_through_exactly(separator, voices, gain):
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(gain=st.floats(1e-2, 1e6))
 def test_any_gain_passes_through(separator, voices, gain):
@@ -390,6 +391,7 @@ def separate_five_minutes_in_60_mb(model_folder, answer):
         answer.write_text(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set from /proc")
 def test_a_recording_too_long_for_the_memory_is_explained(model_folder, tmp_path):
     process = start(separate_five_minutes_in_60_mb, model_folder, tmp_path / "answer")
@@ -444,6 +446,7 @@ def test_chunks_keep_each_talker_and_the_report_lists_where_that_is_in_doubt(two
     assert len([share for share in shares if 0.1 < share < 0.9]) >= 4
 
 
+@pytest.mark.slow
 def test_a_recording_goes_to_the_disk_and_says_so_before_it_starts(separator, model_folder, voices, tmp_path):
     n_samples = 20 * 8000
     soundfile.write(tmp_path / "talk.wav", voices(n_samples), 8000, subtype="FLOAT")

@@ -53,6 +53,7 @@ def rms_of_difference(a, b):
     return np.sqrt(np.square(a - b).mean() / np.square(b).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 11025, 48000])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fed_in_any_pieces_a_stream_is_the_whole(name, rate):
@@ -71,6 +72,7 @@ def test_without_levels_it_is_the_causal_network_on_the_whole(make):
     assert rms_of_difference(played(stream, noise(), LENGTHS), expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "rate"), [(causal, 8000), (causal, 16000), (network, 16000), (network, 44100)]
 )
@@ -119,6 +121,7 @@ def test_the_state_is_bounded_and_goes_on_from_a_file(name, seconds, tmp_path):
     assert rms_of_difference(np.concatenate([*early, *late], 1), expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_after_hours_the_state_is_as_large_as_after_a_minute(hours):
     torch.manual_seed(0)
@@ -195,6 +198,7 @@ def test_a_state_of_another_model_rate_or_version_is_refused_with_the_reason(tmp
         StreamingSeparator(model, device="cpu").restore_state(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal", "following"])
 def test_streams_that_begin_and_end_apart_go_as_one_batch(name):
     first = StreamingSeparator(NETWORKS[name](), device="cpu", delay=0.1)

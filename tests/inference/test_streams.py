@@ -77,6 +77,7 @@ def test_a_talker_on_each_channel_passes_through_block_by_block(tight, voices, t
     np.testing.assert_array_equal(np.stack([read_audio(path).samples[0] for path in report.tracks]), stereo)
 
 
+@pytest.mark.slow
 def test_chunks_in_files_are_those_in_memory(model_folder, voices, tmp_path):
     path = recording(tmp_path, voices, 8_000, 1)
     options = {"mode": "chunks", "chunk_seconds": 2, "overlap_seconds": 0.5}

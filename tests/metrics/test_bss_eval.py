@@ -59,6 +59,7 @@ def test_equations_without_a_single_solution_have_values():
     assert sar[:2].tolist() == pytest.approx([17, 17], abs=1)  # energy 4000 against 80
 
 
+@pytest.mark.slow
 def test_a_batch_is_scored_one_by_one_whatever_the_levels():
     sources = torch.randn(2, 3, 2000, generator=torch.Generator().manual_seed(2))
     estimates = sources + torch.randn(2, 3, 2000, generator=torch.Generator().manual_seed(3))

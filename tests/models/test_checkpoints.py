@@ -68,6 +68,7 @@ def test_half_precision_weights_take_half_the_space_and_load_as_float32(tiny_mod
         assert_close(model(MIXTURE), tiny_model(MIXTURE), rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_weights_in_eight_bits_take_a_quarter_of_the_space_and_load_as_float32(tmp_path):
     model = load_model("default")
     save_model(model, tmp_path / "full")

@@ -82,6 +82,7 @@ def replace_weights(path, change, table=None):
     torch.save(content, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fla_sepreformer_tiny", "fla_tflocoformer_tiny"])
 def test_a_modelscope_checkpoint_goes_to_our_format_and_back_bit_by_bit(tmp_path, name):
     source = write_modelscope(tmp_path / "published", name)
@@ -102,6 +103,7 @@ BLOCKS = {"n_encoder_blocks": 2, "n_decoder_blocks": 3}
 """ModelScope has no word for others."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -153,6 +155,7 @@ def test_random_weights_are_not_converted(tmp_path):
         convert_checkpoint("fla-sepreformer-t", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "weights", "table"),
     [
@@ -204,6 +207,7 @@ def test_the_last_epoch_is_taken_wherever_the_settings_lie_above_it(tmp_path, de
         assert load_model(latest.with_name("epoch.0020.pth"))(MIXTURE).abs().max() == 0
 
 
+@pytest.mark.slow
 def test_weights_trained_on_several_devices_load(tmp_path):
     path = write_upstream(tmp_path / "published") / "epoch.0180.pth"
     expected = load_model(path)
@@ -250,6 +254,7 @@ def test_a_damaged_memory_of_the_origin_is_refused(tmp_path):
         convert_checkpoint(tmp_path / "ours", tmp_path / "back", "modelscope")
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_the_same_model(tmp_path):
     source = write_modelscope(tmp_path / "published")
     info = convert_checkpoint(source, tmp_path / "ours")

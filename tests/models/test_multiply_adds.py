@@ -51,6 +51,7 @@ def test_what_a_network_computes_twice_because_it_works_in_pieces_counts_once():
         assert multiply_adds(model, 5.0) == pytest.approx(50 * multiply_adds(model, 0.1), rel=0.02)
 
 
+@pytest.mark.slow
 def test_softmax_attention_over_time_counts_quadratically():
     with torch.device("meta"):
         model = TFLocoformer(TFLocoformerConfig(n_blocks=1, attention="softmax"))

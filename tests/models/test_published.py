@@ -182,6 +182,7 @@ def test_a_file_or_folder_here_comes_before_a_published_name(tmp_path, monkeypat
 # From nothing to a model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEVEN)
 def test_each_name_gives_the_network_that_was_published_and_no_request_after_that(server, originals, name):
     separator = Separator.from_pretrained(name, "cpu", accept_licence=True)
@@ -242,6 +243,7 @@ def _as_toml(content):
     )
 
 
+@pytest.mark.slow
 def test_the_local_copy_is_our_format_with_a_card_and_nothing_of_the_original(server, originals, tmp_path):
     name = "sepreformer-b-wsj0-2mix"
     folder = fetched(name)
@@ -260,6 +262,7 @@ def test_the_local_copy_is_our_format_with_a_card_and_nothing_of_the_original(se
     )
 
 
+@pytest.mark.slow
 def test_a_licence_that_forbids_commercial_use_has_to_be_accepted_and_others_do_not(server, monkeypatch):
     with pytest.raises(LicenceNotAccepted, match=r"are under CC BY-NC 4\.0, .*--accept-licence"):  # row 74
         load_model(LISTED)
@@ -409,6 +412,7 @@ def _wait_for(condition, process=None):
     raise AssertionError("it did not happen")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.long) for n in (0.2, 0.97))])
 def test_a_killed_download_goes_on_from_there(server, other_process, originals, tmp_path, share):  # row 73
     half = int(share * len(originals[APACHE][2]))
@@ -517,6 +521,7 @@ def test_a_short_rest_that_a_host_asks_for_is_taken(server, asked, monkeypatch):
     assert "trying again in" in told[0]
 
 
+@pytest.mark.slow
 def test_a_host_that_falls_silent_is_named(server, monkeypatch):
     monkeypatch.setattr(fetching, "SILENCE_SECONDS", 0.1)
     server.add_fault("github", lambda answer: Answer(n_sent=0, stalls=True, body=b"x"))
@@ -581,6 +586,7 @@ def test_a_listing_that_is_none_is_one_clear_line(server, fault, message):
     fetched(LISTED)
 
 
+@pytest.mark.slow
 def test_the_digest_of_the_first_download_is_held_to(server, originals, tmp_path):
     folder = fetched(LISTED)
     record = home() / "digests" / f"{LISTED}.json"

@@ -105,6 +105,7 @@ def test_every_size_of_the_paper_and_of_the_originals_has_a_name():
     ]
 
 
+@pytest.mark.slow
 @every_model
 def test_full_size_separates(name):
     if name.endswith("-l"):

@@ -36,6 +36,7 @@ def test_registered_model_has_the_parameters_of_the_paper(name):
     assert registered_info(name).n_parameters == PAPER_PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_registered_config_in_miniature_trains_every_parameter(name):
     with torch.device("meta"):
@@ -52,6 +53,7 @@ def test_registered_config_in_miniature_trains_every_parameter(name):
     assert [name for name in idle if not name.endswith(".key.bias")] == []
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     n_samples=st.integers(1, 700),

@@ -149,6 +149,7 @@ def test_the_deviation_is_the_unbiased_one_and_the_peak_where_nothing_varies():
     assert tiny_model().level_of(Moments.of(one), one.abs()[:, 0].double()).tolist() == [3]
 
 
+@pytest.mark.slow
 def test_the_estimates_follow_the_level(model):
     mixture = torch.randn(1, 400)
     with torch.inference_mode():
@@ -202,6 +203,7 @@ def test_dropout_acts_in_training_only():
             assert not torch.equal(model(mixture), model(mixture))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["focused_linear", "softmax"])
 def test_a_miniature_overfits_one_mixture(attention):
     model = tiny_model(attention=attention, n_fft=64, hop_length=32, n_blocks=1).train()

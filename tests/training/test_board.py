@@ -176,6 +176,7 @@ def test_what_does_not_fit_on_the_disk_is_left_out(small_disk, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the writer's thread
 def test_a_writer_that_met_a_full_disk_is_replaced_after_a_while(small_disk, monkeypatch, capsys):
     board = board_in(small_disk)

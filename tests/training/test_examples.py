@@ -202,6 +202,7 @@ def test_a_corrupt_mixture_is_replaced_and_counted_up_to_the_limit_of_the_recipe
         train(strict, tmp_path / "strict")
 
 
+@pytest.mark.slow
 def test_a_corrupt_mixture_of_the_validation_counts_too(fixed_recipe, mixtures, tmp_path):
     shutil.copytree(mixtures, tmp_path / "set")
     (tmp_path / "set/cv/mix/1.wav").unlink()
@@ -223,6 +224,7 @@ def test_a_set_that_is_gone_ends_the_run_with_its_name(fixed_recipe, mixtures, t
     assert "Traceback" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_validation_mixtures_with_a_silent_source_have_no_score(fixed_recipe, mixtures, tmp_path, capsys):
     shutil.copytree(mixtures, tmp_path / "set")
     files = read_split(tmp_path / "set", "cv")

@@ -57,6 +57,7 @@ def test_a_run_leaves_recipe_curve_checkpoint_and_best_weights(recipe, tmp_path)
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_far_it_is_and_the_time_that_is_left(small_recipe, tmp_path, monkeypatch):
     class Terminal(io.StringIO):  # issue 16
         def isatty(self):
@@ -128,6 +129,7 @@ def train_until(step, recipe, folder):
         loop._Run = original
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_a_checkpoint_writes_the_rest_of_the_curve_anew(small_recipe, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -311,6 +313,7 @@ def test_accumulated_batches_are_one_large_batch(small_recipe, tmp_path):
             assert float(small[column]) == pytest.approx(float(large[column]), rel=0.01, abs=0.002)
 
 
+@pytest.mark.slow
 def test_other_batches_after_a_resume_go_on_with_the_next_mixture(small_recipe, tmp_path, monkeypatch):
     heard = []
     example = DynamicMixing.example
@@ -353,6 +356,7 @@ def frozen(recipe, **changes):
     return changed(recipe, learning_rate=1e-30, weight_decay=0.0, warmup_steps=0, decay_steps=0, **changes)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_on_a_plateau_also_after_a_resume(small_recipe, tmp_path):
     stalling = frozen(small_recipe, n_steps=7, plateau_factor=0.5, plateau_patience=1, plateau_start_epoch=1)
     # Epoch 1 is not watched, epoch 2 is the first and so the best; 4 is the second after it, then 6.
@@ -514,6 +518,7 @@ def test_a_speaker_in_both_splits_is_refused(recipe, tmp_path):
         train(same, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_loss_that_stays_not_finite_ends_the_run_and_keeps_the_batch(recipe, tmp_path):
     wild = {"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30}
     exploding = changed(recipe, n_steps=50, max_bad_steps=3, **wild)
@@ -585,6 +590,7 @@ def damaged_speech(speech, root, n_copies):
     return root
 
 
+@pytest.mark.slow
 def test_a_corrupt_recording_is_skipped_and_counted_up_to_the_limit_of_the_recipe(
     speech, small_recipe, tmp_path, capsys
 ):

@@ -22,6 +22,7 @@ def packed(recipe, finished, tmp_path):
     return tmp_path / "run", tmp_path / "packed"
 
 
+@pytest.mark.slow
 def test_a_packed_run_goes_on_from_its_average_to_known_precision(packed, recipe, tmp_path):
     run, folder = packed
     before = load(run / "checkpoint.pt")
@@ -51,6 +52,7 @@ def test_a_run_goes_on_elsewhere_with_the_next_step_and_mixture(packed, recipe, 
     assert (tmp_path / "new" / "best").is_dir()
 
 
+@pytest.mark.slow
 def test_a_packed_state_takes_less_than_a_byte_for_a_weight(packed):
     _, folder = packed
     stored = load_file(folder / "average.safetensors")

@@ -18,6 +18,7 @@ def test_auto_takes_what_is_faster_and_says_what_it_measured(monkeypatch, times,
     assert resolve_precision("bf16", CPU) == ("bf16", "")
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_measured(small_recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(precision, "slowdown", lambda device, dtype: 1.5)
     train(changed(small_recipe, precision="auto", optimizer="muon", n_steps=1), tmp_path / "run")

@@ -54,6 +54,7 @@ def test_when_one_process_is_killed_the_other_ends_and_says_why(two, victim, tmp
     assert "another process of the run is gone" in (tmp_path / f"error-{1 - victim}").read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_both_processes_with_a_whole_checkpoint(two, tmp_path):
     for process in two:
         os.kill(process.pid, signal.SIGINT)

@@ -99,6 +99,7 @@ def test_a_recipe_trains_its_size_with_the_settings_of_the_original(name):
     assert (optimization.decay_steps, optimization.average_decay, optimization.optimizer) == (0, 0.0, "adamw")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_a_recipe_names_the_manifests_of_its_set_and_how_to_come_by_them(name):
     data, published = recipe_of(name).data, PUBLISHED_SETS[ROWS[name]]

@@ -19,6 +19,7 @@ def noisy(recipe, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_was_packed_is_the_speech_of_the_same_speakers(noisy, speech, tmp_path):
     packed = pack_speech(noisy, tmp_path / "packed", max_bytes=10**6)
     assert packed.train_hours == pytest.approx(6 * 2 / 3600)
